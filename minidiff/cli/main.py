@@ -1,0 +1,44 @@
+"""``minidiff COMMAND …``: bad input is one sentence and exit code 2, with nothing written."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train": "train a recipe: minidiff train digits",
+    "sample": "draw samples: minidiff sample runs/digits -n 64 --seed 0",
+    "likelihood": "bits per dimension of held-out data: minidiff likelihood runs/digits",
+    "recipes": "list what can be trained",
+    "info": "what a run or a recipe is: minidiff info runs/digits",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    name, *rest = argv if argv is not None else sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: minidiff COMMAND [options]   (minidiff COMMAND --help tells more)\n")
+        print("\n".join(f"  {command:<12}{line}" for command, line in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        return _refuse(f"there is no command {name!r}. Known are: {', '.join(COMMANDS)}.")
+    command = importlib.import_module(f"minidiff.cli.{name}")  # late, so that one command does not load another's needs
+    try:
+        command.run(rest)
+    except ValueError as error:
+        return _refuse(str(error))
+    except (OSError, FloatingPointError) as error:
+        print(f"minidiff {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nminidiff {name}: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"minidiff: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""``minidiff train RECIPE``: from a recipe, or a run that was interrupted, to a trained model with samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from minidiff import training
+from minidiff.cli.common import Device, choose_device, place
+from minidiff.data import decode, encode, load_images
+from minidiff.recipes import recipe
+from minidiff.sampling import generate
+from minidiff.training import Config, DataConfig, Description, GaussianConfig, State, TrainingConfig, UNetConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a recipe. Every number of the recipe can be changed by its name."""
+
+    data: DataConfig
+    process: GaussianConfig
+    network: UNetConfig
+    training: TrainingConfig
+    out: Path
+    """Folder of the run."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the folder; begin where there is none."""
+    init_from: Path | None = None
+    """Take the averaged weights of another run, and nothing else of it."""
+    device: Device = "auto"
+    """cpu, cuda or mps; auto takes a CUDA GPU where there is one."""
+    samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """Images drawn at the end, for samples.png."""
+
+
+def run(argv: list[str]) -> None:
+    """Train; write checkpoints, metrics.jsonl, loss.png and samples.png, and say where they are."""
+    if not argv or argv[0].startswith("-"):
+        argv = ["--help"] if argv in ([], ["-h"], ["--help"]) else argv
+        name = "digits"
+        if argv != ["--help"]:
+            raise ValueError("name a recipe first: minidiff train digits --out runs/digits.")
+        print("minidiff train RECIPE [options]; `minidiff recipes` lists them. The options of digits:")
+    else:
+        name, *argv = argv
+    base = recipe(name)
+    default = Options(base.data, base.process, base.network, base.training, Path("runs") / name)
+    options = tyro.cli(Options, default=default, args=argv, prog=f"minidiff train {name}")
+    config = Config(name, options.data, options.process, options.network, options.training)
+    state, description = prepare(config, options)
+
+    print(f"{name}: {sum(p.numel() for p in state.model.parameters()):,} parameters on {options.out}")
+    train_with_bar(state, description, options.out)
+    report(state, description, options.out, options.samples)
+
+
+def prepare(config: Config, options: Options) -> tuple[State, Description]:
+    """Everything that can be refused, before anything is written."""
+    training.check(config)
+    if options.samples < 1:
+        raise ValueError(f"--samples {options.samples}: at least 1.")
+    if options.resume and options.init_from:
+        raise ValueError("--resume goes on with a run, --init-from begins another with its weights: give one of them.")
+    device = choose_device(options.device)
+    latest = training.newest(options.out)
+    if latest and not options.resume:
+        raise ValueError(f"{options.out} holds a run already: add --resume to go on with it, or give another --out.")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    images = load_images(config.data.source, flip=config.data.flip)
+    description = Description(config, tuple(images.pixels.shape[1:]), images.levels)
+    if latest:
+        compare(training.read_description(latest), description, options.out)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(config.training.seed)
+        model = description.build()
+    if options.init_from:
+        other, _ = training.load_model(options.init_from)
+        try:
+            model.load_state_dict(other.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"--init-from {options.init_from}: {str(error).splitlines()[-1].strip()}") from error
+    state = training.begin(place(model, device), training.time_sampler(config), config.training)
+    if latest:
+        training.resume(state, options.out)
+    return state, description
+
+
+def compare(old: Description, new: Description, out: Path) -> None:
+    """Raises ValueError where the run in the folder was made with other settings; only its length may change."""
+    changed = [line for line in training.differences(old.config, new.config) if not line.startswith("training.images:")]
+    if (old.shape, old.levels) != (new.shape, new.levels):
+        changed.append(f"data: {old.shape} in {old.levels} levels, {new.shape} in {new.levels}")
+    if changed:
+        raise ValueError(
+            f"{out} was trained with other settings ({changed[0]}): resume it with its own, or give another --out."
+        )
+
+
+def train_with_bar(state: State, description: Description, out: Path) -> None:
+    """The loop, with a progress bar on a terminal and a line a tick elsewhere."""
+    config = description.config.training
+    images = load_images(description.config.data.source, flip=description.config.data.flip)
+    if state.images:
+        print(f"going on after {state.images:,} images")
+    out.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=config.images, initial=state.images, unit=" images", unit_scale=True, disable=None) as bar:
+
+        def on_tick(state: State) -> None:
+            line = state.metrics[-1]
+            bar.set_postfix(loss=f"{line['loss']:.4f}")
+            if bar.disable:
+                speed = f"{line['images_per_second']:.0f}/s"
+                print(f"{line['images']:>12,} images   loss {line['loss']:.4f}   {speed}", flush=True)
+
+        try:
+            training.train(
+                state, images, config, out, description, on_step=lambda _: bar.update(config.batch), on_tick=on_tick
+            )
+        except KeyboardInterrupt:
+            print(f"\nstopped after {state.images:,} images; the same command with --resume goes on.")
+            raise
+
+
+def report(state: State, description: Description, out: Path, n: int) -> None:
+    """Draw the loss curve and samples of the averaged model, and name every file."""
+    from minidiff import plots  # here, because matplotlib is slow to import and training should not wait for it
+
+    plots.style()
+    metrics = state.metrics
+    figure = plots.loss_curve(
+        [m["images"] for m in metrics], [m["loss"] for m in metrics], f"{description.config.recipe}: training loss"
+    )
+    figure.savefig(out / "loss.png", dpi=120)
+    model, device = state.ema, next(state.ema.parameters()).device
+    with tqdm(total=n, desc="samples", disable=None) as bar:
+        samples = generate(model.process, model.net, description.shape, range(n), device=device, on_batch=bar.update)
+    plots.save_grid(encode(decode(samples, description.levels), description.levels), out / "samples.png")
+    print(f"trained on {state.images:,} images, last loss {metrics[-1]['loss']:.4f}")
+    for label, path in {
+        "checkpoint": training.newest(out),
+        "metrics": out / "metrics.jsonl",
+        "loss curve": out / "loss.png",
+        "samples": out / "samples.png",
+    }.items():
+        print(f"  {label:<11}{path}")

@@ -1,0 +1,224 @@
+"""Gaussian diffusion in discrete time: the forward chain, its posterior, what a network may predict, and the bound.
+
+The papers count t = 1 … T; here t = 0 … T − 1, as in the official code, so ``t = 0`` means one step of noise.
+Tables are float64 buffers that no checkpoint stores: they are rebuilt from β.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from .stats import LN2, discretised_normal_log_prob, flat_mean, normal_kl
+
+Data = Float[Tensor, "batch *dims"]
+Steps = Int[Tensor, " batch"]
+PerExample = Float[Tensor, " batch"]
+Net = Callable[..., Tensor]
+
+Prediction = Literal["eps", "x0", "mean", "v"]
+Variance = Literal["large", "small", "learned"]
+Loss = Literal["simple", "bound"]
+
+
+class GaussianDiffusion(nn.Module):
+    """The process of DDPM: q adds Gaussian noise in T steps, p_θ takes it away (DDPM 1, DDPM 2).
+
+    Args:
+        betas: β_1 … β_T, each in (0, 1].
+        predict: what the network's output means: the noise ``eps``, the data ``x0``, the posterior ``mean`` μ̃, or
+            ``v`` = √ᾱ ε − √(1−ᾱ) x_0.
+        variance: of the reverse step: ``large`` σ² = β, ``small`` σ² = β̃, or ``learned``: the network gives twice the
+            channels, and the second half is log σ².
+        loss: ``simple``, the squared error of the prediction (DDPM 14), or ``bound``, T times one term of (DDPM 5) in
+            bits per dimension, whose mean over t is the bound without its constant L_T.
+        weight: with ``simple``, what the squared error at each step is multiplied with; all ones unless given.
+        levels: how many values a data dimension can take on [−1, 1]; the decoder (DDPM 13) needs it.
+        clip: clip x̂_0 to [−1, 1] in ``reverse``. The paper's Algorithm 2 does not, its code does.
+
+    Raises ValueError for an argument that makes no process, naming it.
+    """
+
+    def __init__(
+        self,
+        betas: Float[Tensor, "T"],
+        predict: Prediction = "eps",
+        variance: Variance = "large",
+        loss: Loss = "simple",
+        weight: Float[Tensor, "T"] | None = None,
+        levels: int = 256,
+        clip: bool = True,
+    ):
+        super().__init__()
+        betas = betas.double()
+        if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all():
+            raise ValueError("betas: give at least 2 values, each above 0 and at most 1.")
+        if betas[-1] == 1 and predict == "eps":
+            raise ValueError('β_T = 1 leaves nothing of x_0 in x_T, so ε cannot tell it: predict "x0", "mean" or "v".')
+        if levels < 2:
+            raise ValueError(f"levels={levels}: data need at least 2 levels.")
+        if variance == "learned" and loss == "simple":
+            raise ValueError('variance="learned" gets no gradient from loss="simple": take loss="bound".')
+        if weight is not None and loss == "bound":
+            raise ValueError('weight only applies to loss="simple": the bound fixes its own weights.')
+        self.T, self.predict, self.variance, self.loss_kind = len(betas), predict, variance, loss
+        self.levels, self.clip = levels, clip
+
+        alpha_bar = torch.cumprod(1 - betas, 0)
+        alpha_bar_prev = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        beta_tilde = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
+        # β̃ is 0 in the last step back, where its logarithm would be −∞. The official code puts β̃ of the next step
+        # there, under both choices of σ², which also gives the decoder a better width than √β_1.
+        floor = beta_tilde[1:2]
+        tables = {
+            "betas": betas,
+            "alpha_bar": alpha_bar,
+            "alpha_bar_prev": alpha_bar_prev,
+            "sigma": ((1 - alpha_bar) / alpha_bar).sqrt(),  # noise over signal: EDM's σ
+            "beta_tilde": beta_tilde,
+            "log_beta_tilde": torch.cat([floor, beta_tilde[1:]]).log(),
+            "log_beta": torch.cat([floor, betas[1:]]).log(),
+            "mean_from_x0": alpha_bar_prev.sqrt() * betas / (1 - alpha_bar),
+            "mean_from_xt": (1 - betas).sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar),
+            "weight": torch.ones_like(betas) if weight is None else weight.double(),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    # ---- the forward chain: nothing to learn ------------------------------------------------------------------------
+
+    def draw_noise(self, x0: Data, generator: torch.Generator) -> Data:
+        """Standard normal noise shaped like x0, from the generator."""
+        return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+
+    def q_sample(self, x0: Data, t: Steps, noise: Data) -> Data:
+        """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε: t steps of noise at once (DDPM 4)."""
+        alpha_bar = self._at("alpha_bar", t, x0)
+        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+
+    def q_posterior(self, x0: Data, xt: Data, t: Steps) -> tuple[Data, Data]:
+        """Mean μ̃_t(x_t, x_0) and variance β̃_t of q(x_{t−1} | x_t, x_0) (DDPM 6, DDPM 7)."""
+        mean = self._at("mean_from_x0", t, xt) * x0 + self._at("mean_from_xt", t, xt) * xt
+        return mean, self._at("beta_tilde", t, xt).expand_as(mean)
+
+    # ---- four names for one quantity --------------------------------------------------------------------------------
+
+    def target(self, x0: Data, t: Steps, noise: Data) -> Data:
+        """What the network should answer for this example, in the chosen parametrisation."""
+        alpha_bar = self._at("alpha_bar", t, x0)
+        if self.predict == "eps":
+            return noise
+        if self.predict == "x0":
+            return x0
+        if self.predict == "v":
+            return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+        return self.q_posterior(x0, self.q_sample(x0, t, noise), t)[0]
+
+    def x0_from(self, prediction: Data, xt: Data, t: Steps) -> Data:
+        """x̂_0 from the network's prediction at x_t; for ``eps`` this is (DDPM 15)."""
+        alpha_bar = self._at("alpha_bar", t, xt)
+        if self.predict == "eps":
+            return (xt - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+        if self.predict == "x0":
+            return prediction
+        if self.predict == "v":
+            return alpha_bar.sqrt() * xt - (1 - alpha_bar).sqrt() * prediction
+        return self.x0_from_mean(prediction, xt, t)
+
+    def x0_from_mean(self, mean: Data, xt: Data, t: Steps) -> Data:
+        """The x_0 whose posterior mean (DDPM 7) is ``mean``: what a reverse step believed."""
+        return (mean - self._at("mean_from_xt", t, xt) * xt) / self._at("mean_from_x0", t, xt)
+
+    # ---- the reverse chain ------------------------------------------------------------------------------------------
+
+    def reverse(self, net: Net, x: Data, t: Steps, clip: bool | None = None, **cond: Tensor) -> Normal:
+        """p_θ(x_{t−1} | x_t) as a Normal (DDPM 1); its mean is (DDPM 11) where nothing is clipped.
+
+        ``clip`` overrides the process's own choice. x may be float64 while the network keeps its own precision.
+        """
+        prediction, log_variance = self._split(self._call(net, x, t, cond))
+        x0_hat = self.x0_from(prediction, x, t)
+        if self.clip if clip is None else clip:
+            x0_hat = x0_hat.clamp(-1, 1)
+        mean, _ = self.q_posterior(x0_hat, x, t)
+        if log_variance is None:
+            log_variance = self._at("log_beta" if self.variance == "large" else "log_beta_tilde", t, x)
+        return Normal(mean, torch.exp(0.5 * log_variance).expand_as(mean), validate_args=False)
+
+    def denoiser(self, net: Net) -> "GaussianDenoiser":
+        """The same network as a function of x_0 + σ n and σ, the form in which any ODE or SDE solver takes it."""
+        return GaussianDenoiser(self, net)
+
+    # ---- objectives -------------------------------------------------------------------------------------------------
+
+    def loss(self, net: Net, x0: Data, t: Steps, noise: Data, **cond: Tensor) -> dict[str, PerExample]:
+        """Per-example losses; ``loss`` is to be minimised, the others are reported (DDPM 14, or DDPM 5)."""
+        if self.loss_kind == "bound":
+            terms = self.bound_term(net, x0, t, noise, clip=False, **cond)
+            return {"loss": self.T * terms["bits"], **terms}
+        prediction = self._call(net, self.q_sample(x0, t, noise), t, cond)
+        mse = flat_mean((prediction - self.target(x0, t, noise)) ** 2)
+        return {"loss": self.weight[t].to(mse.dtype) * mse, "mse": mse}
+
+    def bound_term(
+        self, net: Net, x0: Data, t: Steps, noise: Data, clip: bool | None = None, **cond: Tensor
+    ) -> dict[str, PerExample]:
+        """One term of (DDPM 5) at each example's t: ``bits`` per dimension, and ``x0_mse`` of the x̂_0 behind it.
+
+        t > 0 gives the Kullback–Leibler divergence of one reverse step from the posterior, t = 0 the discretised
+        decoder (DDPM 13).
+        """
+        xt = self.q_sample(x0, t, noise)
+        reverse = self.reverse(net, xt, t, clip, **cond)
+        mean, _ = self.q_posterior(x0, xt, t)
+        kl = normal_kl(mean, self._at("log_beta_tilde", t, xt), reverse.mean, 2 * reverse.scale.log())
+        decoder = -discretised_normal_log_prob(x0, reverse.mean, reverse.scale, self.levels)
+        nats = torch.where(t == 0, flat_mean(decoder), flat_mean(kl))
+        return {"bits": nats / LN2, "x0_mse": flat_mean((self.x0_from_mean(reverse.mean, xt, t) - x0) ** 2)}
+
+    def prior_term(self, x0: Data) -> PerExample:
+        """L_T = D_KL(q(x_T | x_0) ‖ N(0, I)) in bits per dimension: what is left of the data in x_T (DDPM 5)."""
+        alpha_bar = self.alpha_bar[-1].to(x0.dtype)
+        zero = torch.zeros((), dtype=x0.dtype, device=x0.device)
+        kl = normal_kl(alpha_bar.sqrt() * x0, torch.log1p(-alpha_bar), torch.zeros_like(x0), zero)
+        return flat_mean(kl) / LN2
+
+    # ---- helpers ----------------------------------------------------------------------------------------------------
+
+    def _at(self, table: str, t: Steps, x: Tensor) -> Tensor:
+        """Row t of a table, in x's precision, shaped to broadcast over x's dimensions."""
+        return getattr(self, table)[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+    def _call(self, net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> Tensor:
+        """The network at x_t in its own precision, its answer in x's; it is fed the bare step number (DDPM §3)."""
+        parameter = next(net.parameters(), x) if isinstance(net, nn.Module) else x
+        return net(x.to(parameter.dtype), t.to(parameter.dtype), **cond).to(x.dtype)
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Prediction and log variance, where the network gives both as halves of its channels."""
+        if self.variance != "learned":
+            return output, None
+        prediction, log_variance = output.chunk(2, dim=1)
+        return prediction, log_variance
+
+
+class GaussianDenoiser:
+    """``denoise(x, sigma, **cond) -> x0_hat``: a discrete process's network seen as a denoiser (EDM §5).
+
+    x = x_0 + σ n is scaled by 1/√(1+σ²) to what the network knows, and σ is rounded to the nearest level of the chain.
+    """
+
+    def __init__(self, process: GaussianDiffusion, net: Net):
+        self.process, self.net = process, net
+
+    def __call__(self, x: Data, sigma: Tensor | float, **cond: Tensor) -> Data:
+        """x̂_0 at noise level sigma, a number or one for each example; clipped where the process clips."""
+        process = self.process
+        sigma = torch.as_tensor(sigma, dtype=process.sigma.dtype, device=x.device).expand(len(x))
+        t = (process.sigma.log() - sigma.log()[:, None]).abs().argmin(1)
+        xt = x * (1 / (1 + sigma**2).sqrt()).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        mean = process.reverse(self.net, xt, t, **cond).mean
+        return process.x0_from_mean(mean, xt, t)

@@ -1,0 +1,84 @@
+"""The pictures that chapters and commands share: one style, image grids, the loss curve.
+
+The colours differ in lightness as well as in hue, so that every figure survives a greyscale printer.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+INK, BLUE, ORANGE, GREEN, ROSE = "#1b1b1b", "#1f4e9c", "#e08214", "#4f9d69", "#d48bb0"
+CYCLE = [BLUE, ORANGE, INK, GREEN, ROSE]
+
+
+def style() -> None:
+    """Set the book's figure style, and make figures byte-equal from run to run."""
+    matplotlib.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.2),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "semibold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 9.5,
+            "xtick.labelsize": 8.5,
+            "ytick.labelsize": 8.5,
+            "legend.fontsize": 8.5,
+            "legend.frameon": False,
+            "lines.linewidth": 1.6,
+            "image.cmap": "gray",
+            "svg.hashsalt": "minidiff",
+        }
+    )
+
+
+def tile(images: Tensor, columns: int | None = None, pad: int = 1) -> np.ndarray:
+    """Lay images (n, channel, height, width) in [-1, 1] out as one picture (H, W, 3) in [0, 1], white between them."""
+    n, _, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    picture = torch.ones(3, rows * (height + pad) + pad, columns * (width + pad) + pad)
+    for k, image in enumerate(images.detach().float().cpu().clamp(-1, 1)):
+        top, left = pad + (k // columns) * (height + pad), pad + (k % columns) * (width + pad)
+        picture[:, top : top + height, left : left + width] = (image.expand(3, -1, -1) + 1) / 2
+    return picture.permute(1, 2, 0).numpy()
+
+
+def show_grid(images: Tensor, columns: int | None = None, title: str = "", ax: Axes | None = None) -> Axes:
+    """Draw images (n, channel, height, width) in [-1, 1] as a grid."""
+    picture = tile(images, columns)
+    if ax is None:
+        _, ax = plt.subplots(figsize=(6.4, 6.4 * picture.shape[0] / picture.shape[1] + 0.35))
+    ax.imshow(picture, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
+
+
+def save_grid(images: Tensor, path: Path | str, columns: int | None = None, scale: int | None = None) -> None:
+    """Write images (n, channel, height, width) in [-1, 1] as one PNG, a pixel ``scale`` wide (64/height by default)."""
+    scale = scale or max(1, 64 // images.shape[-2])
+    picture = tile(images.repeat_interleave(scale, -1).repeat_interleave(scale, -2), columns, pad=4)
+    plt.imsave(path, np.ascontiguousarray(picture))
+
+
+def loss_curve(images_seen: Sequence[float], loss: Sequence[float], title: str = "") -> Figure:
+    """Draw the loss of each tick against images seen, on two logarithmic axes."""
+    figure, ax = plt.subplots()
+    ax.loglog(images_seen, loss, marker="o", markersize=2.5)
+    ax.set_xlabel("images seen")
+    ax.set_ylabel("training loss (mean over the tick)")
+    ax.set_title(title)
+    return figure

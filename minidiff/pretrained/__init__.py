@@ -1,0 +1,28 @@
+"""Small trained models that come with the package."""
+
+from pathlib import Path
+
+from minidiff.training import Description, Model, load_model
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The models that ship."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def load(path: Path | str, weights: str | None = None) -> tuple[Model, Description]:
+    """A trained model by the folder of its run, or by the name of one that ships, such as ``digits``.
+
+    Returns the model, in evaluation mode with averaged weights unless ``weights`` names others, and its description.
+    Raises ValueError where there is neither.
+    """
+    if not Path(path).exists():
+        if str(path) not in names():
+            raise ValueError(f"there is no run {path}, and no model of that name ships: {', '.join(names())}.")
+        path = FOLDER / str(path)
+    return load_model(path, weights)
+
+
+__all__ = ["load", "names"]

@@ -1,0 +1,26 @@
+"""Whole configurations by name, one module per paper."""
+
+import difflib
+from collections.abc import Callable
+
+from minidiff.training import Config
+
+from . import ddpm
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "digits": ddpm.digits,
+    "ddpm-cifar10": ddpm.ddpm_cifar10,
+    "ddpm-celebahq256": ddpm.ddpm_celebahq256,
+}
+
+
+def recipe(name: str) -> Config:
+    """The configuration of this name. Raises ValueError that lists the known names, the nearest first."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no recipe {name!r}.{hint} Known are: {', '.join(RECIPES)}.")
+    return RECIPES[name]()
+
+
+__all__ = ["RECIPES", "recipe"]

@@ -1,0 +1,177 @@
+"""A whole run as data: frozen dataclasses that a recipe fills in, a checkpoint stores, ``build`` makes modules of."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from minidiff.diffusion import SCHEDULES, GaussianDiffusion, UniformTimes
+from minidiff.diffusion.gaussian import Loss, Prediction, Variance
+from minidiff.networks import UNet
+
+FORMAT = 1  # of config.json; raised when an old file would be misread
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    source: str = "digits"  # digits, or the path of an .npz file with an array named images
+    flip: bool = False  # mirror each image with probability ½
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """GaussianDiffusion's arguments."""
+
+    schedule: str = "linear"  # a name in minidiff.SCHEDULES
+    T: int = 1000  # steps
+    schedule_options: dict[str, float] = field(default_factory=dict)  # such as first and last of the linear schedule
+    predict: Prediction = "eps"
+    variance: Variance = "large"
+    loss: Loss = "simple"
+    clip: bool = True
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """UNet's arguments."""
+
+    channels: int = 128
+    mult: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (1,)
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how fast, how often. Every duration is in images seen."""
+
+    images: int = 102_400_000  # in all
+    batch: int = 128
+    lr: float = 2e-4
+    ramp: int = 640_000  # the learning rate rises linearly over this many images
+    clip_grad: float = 1.0  # largest norm of the gradient
+    ema: tuple[int, ...] = (887_000,)  # half-lives of the averaged weights
+    tick: int = 128_000  # between lines in metrics.jsonl
+    checkpoint: int = 12_800_000  # between checkpoints, which fall on ticks
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes."""
+
+    recipe: str
+    data: DataConfig = DataConfig()
+    process: GaussianConfig = GaussianConfig()
+    network: UNetConfig = UNetConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class Model(nn.Module):
+    """A network and its process as one module: what is optimised, averaged and saved."""
+
+    def __init__(self, net: nn.Module, process: GaussianDiffusion):
+        super().__init__()
+        self.net, self.process = net, process
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, **cond: Tensor) -> dict[str, Tensor]:
+        """The process's per-example losses."""
+        return self.process.loss(self.net, x0, t, noise, **cond)
+
+
+def build(config: Config, shape: tuple[int, ...], levels: int) -> Model:
+    """The modules that a configuration describes, for data of this shape (channel, height, width) and these levels.
+
+    Weights are drawn from torch's default generator. Raises ValueError for a schedule that does not exist and for an
+    image size that the network cannot halve often enough.
+    """
+    process, network = config.process, config.network
+    if process.schedule not in SCHEDULES:
+        raise ValueError(f"process.schedule={process.schedule!r} is not one of {', '.join(SCHEDULES)}.")
+    try:
+        betas = SCHEDULES[process.schedule](process.T, **process.schedule_options)
+    except TypeError as error:
+        raise ValueError(f"process.schedule_options={process.schedule_options}: {error}.") from error
+    channels = shape[0]
+    out_channels = 2 * channels if process.variance == "learned" else channels
+    net = UNet(channels, out_channels, **dataclasses.asdict(network))
+    if shape[1] % net.divisor or shape[2] % net.divisor:
+        raise ValueError(
+            f"images of {shape[1]}×{shape[2]}: both sides must divide by {net.divisor} with mult={network.mult}. "
+            "Take fewer levels, or images of another size."
+        )
+    diffusion = GaussianDiffusion(
+        betas, process.predict, process.variance, process.loss, levels=levels, clip=process.clip
+    )
+    return Model(net, diffusion)
+
+
+def time_sampler(config: Config) -> UniformTimes:
+    """The law of t in training."""
+    return UniformTimes(config.process.T)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError, naming the key, for a number that no training can have."""
+    for name in ("images", "batch", "lr", "clip_grad", "tick", "checkpoint"):
+        if getattr(config.training, name) <= 0:
+            raise ValueError(f"training.{name}={getattr(config.training, name)}: give a number above 0.")
+    if config.training.ramp < 0 or config.training.seed < 0:
+        raise ValueError("training.ramp and training.seed: give numbers of at least 0.")
+    if not config.training.ema or min(config.training.ema) < 0:
+        raise ValueError(f"training.ema={config.training.ema}: give one half-life or more, in images, at least 0 each.")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """As plain containers, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], kind: type = Config, where: str = "") -> Any:
+    """The dataclass again. Raises ValueError naming a key that is missing or unknown, or a value of another type."""
+    hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ValueError(f"configuration: {where or 'the whole'} should be a table of keys, found {values!r}.")
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"configuration: unknown key {where}{unknown[0]}; known are {', '.join(hints)}.")
+    if missing := sorted(set(hints) - set(values)):
+        raise ValueError(f"configuration: key {where}{missing[0]} is missing.")
+    return kind(**{name: _convert(values[name], hint, f"{where}{name}") for name, hint in hints.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """One JSON value as the type that the dataclass declares."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint, where + ".")
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    fits = {
+        tuple: lambda: isinstance(value, list | tuple) and all(isinstance(v, args[0]) for v in value),
+        dict: lambda: isinstance(value, dict),
+        typing.Literal: lambda: value in args,
+        types.UnionType: lambda: isinstance(value, hint),
+    }.get(origin, lambda: isinstance(value, (int, float) if hint is float else hint))
+    if not fits():
+        raise ValueError(f"configuration: {where}={value!r} is not of the kind {hint}.")
+    return tuple(value) if origin is tuple else value
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The keys on which two configurations differ, as ``key: value in a, value in b``."""
+    flat_a, flat_b = _flatten(to_dict(a)), _flatten(to_dict(b))
+    return [f"{key}: {flat_a[key]}, {flat_b[key]}" for key in flat_a if flat_a[key] != flat_b[key]]
+
+
+def _flatten(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "schedule_options":
+            flat |= _flatten(value, f"{where}{key}.")
+        else:
+            flat[where + key] = value
+    return flat

@@ -1,0 +1,226 @@
+"""The training loop. Its one clock is the number of images seen; everything else is a function of it."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from . import checkpoint
+from .config import Model, TrainingConfig
+from .ema import EMA
+
+
+class Data(Protocol):
+    """What can be trained on: a length, and batches by index."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Times(Protocol):
+    """The law of t: draws with weights, and whatever it learns from the losses."""
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
+
+    def update(self, t: Tensor, loss: Tensor) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class State:
+    """All that changes while training; a checkpoint is this, written down."""
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    emas: list[EMA]
+    times: Times
+    images: int = 0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def ema(self) -> Model:
+        """The average with the longest half-life: the model to sample from."""
+        return max(self.emas, key=lambda ema: ema.half_life).model
+
+
+def begin(model: Model, times: Times, config: TrainingConfig) -> State:
+    """A state that has seen nothing yet."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    return State(model, optimizer, [EMA(model, half_life) for half_life in config.ema], times)
+
+
+def train(
+    state: State,
+    data: Data,
+    config: TrainingConfig,
+    run: Path | None = None,
+    description: checkpoint.Description | None = None,
+    on_step: Callable[[State], None] | None = None,
+    on_tick: Callable[[State], None] | None = None,
+) -> State:
+    """Train until ``config.images`` images are seen, and return the state (DDPM Alg. 1, for any process).
+
+    With ``run`` and ``description`` a line is added to ``run/metrics.jsonl`` at every tick, and checkpoints are
+    written. ``on_step`` and ``on_tick`` are called after each. Torch's global random state is left as it was found.
+    Raises FloatingPointError before an update whose loss or gradient is not finite.
+    """
+    device = next(state.model.parameters()).device
+    total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
+    next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
+    state.model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        while state.images < config.images:
+            before = state.images
+            loss = train_step(state, data, config, device)
+            total, steps = total + loss, steps + 1
+            if on_step is not None:
+                on_step(state)
+            done = state.images >= config.images
+            if state.images // config.tick > before // config.tick or done:
+                seconds = time.perf_counter() - began
+                line = {
+                    "images": state.images,
+                    "loss": total.item() / steps,
+                    "lr": learning_rate(config, before),
+                    "images_per_second": round(steps * config.batch / seconds, 1),
+                }
+                state.metrics.append(line)
+                if run is not None and description is not None:
+                    _append(run / "metrics.jsonl", line)
+                    if state.images >= next_checkpoint or done:
+                        save(state, run, description)
+                        next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
+                if on_tick is not None:
+                    on_tick(state)
+                total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
+    state.model.eval()
+    return state
+
+
+def train_step(state: State, data: Data, config: TrainingConfig, device: torch.device) -> Tensor:
+    """One update: draw data, times and noise; descend; average. Returns the loss, without waiting for it on a GPU."""
+    generator = seeded(config.seed, 0, state.images, device)
+    x0, cond = data.batch(data_order(state.images, config.batch, len(data), config.seed), generator)
+    x0, cond = x0.to(device), {key: value.to(device) for key, value in cond.items()}
+    t, weight = state.times.draw(len(x0), generator)
+    noise = state.model.process.draw_noise(x0, generator)
+
+    losses = state.model(x0, t, noise, **cond)["loss"]
+    loss = (weight * losses).mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
+    if not torch.isfinite(loss + norm):
+        raise FloatingPointError(
+            f"loss {loss.item()} with gradient norm {norm.item()} after {state.images:,} images: no update was made. "
+            "Lower training.lr, or look at the data; --resume goes on from the last checkpoint."
+        )
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, state.images)
+    state.optimizer.step()
+    for ema in state.emas:
+        ema.update(state.model, state.images, config.batch)
+    state.times.update(t, losses.detach())
+    state.images += config.batch
+    return loss.detach()
+
+
+def learning_rate(config: TrainingConfig, images: int) -> float:
+    """Rises linearly over the ramp, then stays."""
+    return config.lr * min(1.0, (images + config.batch) / config.ramp) if config.ramp else config.lr
+
+
+def data_order(images: int, batch: int, n: int, seed: int) -> Int[Tensor, " batch"]:
+    """Places of the next examples: epoch after epoch, each in an order of its own."""
+    position = torch.arange(images, images + batch)
+    epochs = range(images // n, (images + batch - 1) // n + 1)
+    order = torch.cat([_permutation(seed, epoch, n) for epoch in epochs])
+    return order[position - epochs[0] * n]
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=seeded(seed, epoch, -1, torch.device("cpu"), globally=False))
+
+
+def seeded(seed: int, rank: int, images: int, device: torch.device, globally: bool = True) -> torch.Generator:
+    """A generator for the step that begins after ``images`` images, and torch's own seeded alike, for dropout.
+
+    Because each step starts from (seed, rank, images) alone, a resumed run draws what an unbroken one would have drawn.
+    """
+    state = np.random.SeedSequence([seed, rank, images + 1]).generate_state(1, np.uint64)
+    value = int(state[0] >> 1)
+    if globally:
+        torch.manual_seed(value)
+    return torch.Generator(device).manual_seed(value)
+
+
+def save(state: State, run: Path, description: checkpoint.Description) -> Path:
+    """Write the state down as a checkpoint of the run."""
+    weights = {"model": state.model.state_dict()}
+    weights |= {f"ema-{ema.half_life}": ema.model.state_dict() for ema in state.emas}
+    train_state = {"optimizer": state.optimizer.state_dict(), "times": state.times.state_dict()}
+    return checkpoint.save(run, state.images, description, weights, train_state)
+
+
+def resume(state: State, run: Path) -> bool:
+    """Bring a fresh state to where the run's newest checkpoint was; False where there is none.
+
+    metrics.jsonl is cut back to that point. Raises ValueError for a damaged checkpoint.
+    """
+    folder = checkpoint.newest(run)
+    if folder is None:
+        return False
+    checkpoint.read_weights(folder, "model", state.model)
+    for ema in state.emas:
+        checkpoint.read_weights(folder, f"ema-{ema.half_life}", ema.model)
+    train_state = checkpoint.read_train_state(folder)
+    try:
+        state.optimizer.load_state_dict(train_state["optimizer"])
+        state.times.load_state_dict(train_state["times"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'train_state.pt'} does not fit this run: {error}") from error
+    state.images = int(folder.name)
+    state.metrics = read_metrics(run, state.images)
+    _rewrite(run / "metrics.jsonl", state.metrics)
+    return True
+
+
+def read_metrics(run: Path, until: float = float("inf")) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl up to ``until`` images; a last line that was cut off by a crash is left out."""
+    path, lines = run / "metrics.jsonl", []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line["images"] <= until:
+            lines.append(line)
+    return lines
+
+
+def _append(path: Path, line: dict[str, float]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rewrite(path: Path, lines: list[dict[str, float]]) -> None:
+    """Replace the file in one move."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    temporary.replace(path)
