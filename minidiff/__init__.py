@@ -19,7 +19,7 @@ from .diffusion import (
     quadratic_betas,
     standard_error,
 )
-from .evaluation import Bound, likelihood_bound, strata
+from .evaluation import Bound, frechet_distance, likelihood_bound, strata
 from .networks import MLP, UNet
 from .pretrained import load
 from .recipes import RECIPES, recipe
@@ -75,6 +75,7 @@ __all__ = [
     "discretised_normal_log_prob",
     "encode",
     "flat_mean",
+    "frechet_distance",
     "generate",
     "harmonic_betas",
     "held_out",

@@ -9,7 +9,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_device(name: Device) -> torch.device:
-    """The named device, or a CUDA GPU where there is one, or the CPU. Raises ValueError where the named one is missing."""
+    """The named device; by itself a CUDA GPU, or the CPU. Raises ValueError where the named one is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -18,19 +18,13 @@ def linear_betas(T: int, first: float = 1e-4, last: float = 0.02) -> Betas:
     For another T both are multiplied by 1000 / T, as in Improved DDPM, so that the chain ends at nearly the same ᾱ_T.
     Raises ValueError where that makes a β of 1 or more.
     """
-    _check_steps(T)
-    scale = 1000 / T
-    if last * scale >= 1:
-        raise ValueError(
-            f"T={T} is too short for a linear schedule that ends at {last} per 1000 steps: β_T would be "
-            f"{last * scale:.2f}. Take T above {math.ceil(1000 * last)}, or cosine_betas."
-        )
-    return torch.linspace(first * scale, last * scale, T, dtype=torch.float64)
+    return torch.linspace(*_ends(T, first, last), T, dtype=torch.float64)
 
 
 def quadratic_betas(T: int, first: float = 1e-4, last: float = 0.02) -> Betas:
     """√β rising on a straight line: less noise in the early steps than ``linear_betas``, the ends meant as there."""
-    return linear_betas(T, first**0.5 * (T / 1000) ** 0.5, last**0.5 * (T / 1000) ** 0.5) ** 2
+    first, last = _ends(T, first, last)
+    return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2
 
 
 def constant_betas(T: int, beta: float = 0.01) -> Betas:
@@ -59,6 +53,18 @@ SCHEDULES = {
     "harmonic": harmonic_betas,
     "cosine": cosine_betas,
 }
+
+
+def _ends(T: int, first: float, last: float) -> tuple[float, float]:
+    """β_1 and β_T for T steps, from their values for 1000."""
+    _check_steps(T)
+    scale = 1000 / T
+    if last * scale >= 1:
+        raise ValueError(
+            f"T={T} is too short for a schedule that ends at {last} per 1000 steps: β_T would be {last * scale:.2f}. "
+            f"Take T above {math.ceil(1000 * last)}, or cosine_betas."
+        )
+    return first * scale, last * scale
 
 
 def _check_steps(T: int) -> None:

@@ -1,5 +1,6 @@
 """How many bits a trained chain needs for data it has not seen: the bound, term by term."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,8 +52,8 @@ def strata(T: int, count: int) -> Int[Tensor, " edges"]:
     """
     if count >= T:
         return torch.arange(T + 1)
-    edges = torch.cat([torch.zeros(1), torch.logspace(0, torch.log10(torch.tensor(float(T))), count)])
-    return edges.round().long().unique()
+    inner = torch.logspace(0, math.log10(T), count)[:-1]
+    return torch.cat([torch.tensor([0.0]), inner, torch.tensor([float(T)])]).round().long().unique()
 
 
 @torch.no_grad()

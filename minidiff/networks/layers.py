@@ -52,7 +52,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Features, time: Float[Tensor, "batch time"]) -> Features:
+    def forward(self, x: Features, time: Float[Tensor, "batch time"]) -> Float[Tensor, "batch out height width"]:
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time(F.silu(time))[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
@@ -80,7 +80,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Features) -> Features:
+    def forward(self, x: Features) -> Float[Tensor, "batch channel height//2 width//2"]:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -91,5 +91,5 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Features) -> Features:
+    def forward(self, x: Features) -> Float[Tensor, "batch channel 2*height 2*width"]:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -36,8 +36,10 @@ class UNet(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        if channels % 4:
+        if channels < 4 or channels % 4:
             raise ValueError(f"channels={channels}: take a multiple of 4, group normalisation needs it.")
+        if not mult or min(mult) < 1 or blocks < 1:
+            raise ValueError(f"mult={tuple(mult)}, blocks={blocks}: give a level or more, and numbers of at least 1.")
         if unknown := [level for level in attention if not 0 <= level < len(mult)]:
             raise ValueError(f"attention={tuple(attention)}: level {unknown[0]} is not one of 0 to {len(mult) - 1}.")
         self.divisor = 2 ** (len(mult) - 1)
@@ -82,7 +84,7 @@ class UNet(nn.Module):
                 zero(module.out)
         zero(self.conv_out)
 
-    def forward(self, x: Features, t: Float[Tensor, " batch"]) -> Features:
+    def forward(self, x: Features, t: Float[Tensor, " batch"]) -> Float[Tensor, "batch out height width"]:
         height, width = x.shape[2:]
         if height % self.divisor or width % self.divisor:
             raise ValueError(f"images of {height}×{width}: both sides must divide by {self.divisor} for this network.")
@@ -97,7 +99,7 @@ class UNet(nn.Module):
             x = self._row(row, torch.cat([x, skips.pop()], dim=1), time)
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def _row(self, row: nn.ModuleList, x: Features, time: Tensor) -> Features:
+    def _row(self, row: nn.ModuleList, x: Features, time: Tensor) -> Tensor:
         """The layers of one stage in turn; only residual blocks look at the time."""
         for layer in row:
             x = layer(x, time) if isinstance(layer, ResBlock) else layer(x)

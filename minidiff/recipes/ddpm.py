@@ -12,7 +12,7 @@ def digits() -> Config:
     return Config(
         recipe="digits",
         data=DataConfig(source="digits"),
-        network=UNetConfig(channels=32, mult=(1, 2), blocks=2, attention=(1,), dropout=0.0),
+        network=UNetConfig(channels=32, mult=(1, 1), blocks=1, attention=(1,), dropout=0.0),
         training=TrainingConfig(
             images=384_000,
             lr=1e-3,

@@ -29,7 +29,7 @@ def ancestral(
         process: gives ``T`` and ``reverse``.
         net: the network.
         start: x_T (batch, *dims), or x at step ``first``.
-        noise: ``noise(i)`` is the noise of the i-th step, i = 1, 2, …
+        noise: ``noise(i)`` is the noise of the i-th step of the whole chain, i = 1 … T − 1, also where a part is run.
         cond: what the network is conditioned on.
         callback: called as ``callback(step=, x=, t=, x0_hat=)`` before each step with the point it starts from.
         first, last: run only the steps t = first … last (T − 1 … 0 unless given).
@@ -48,5 +48,5 @@ def ancestral(
             callback(step=i, x=x, t=t, x0_hat=process.x0_from_mean(kernel.mean, x, at))
         x = kernel.mean
         if t > 0:
-            x = x + kernel.scale * noise(i + 1).to(x)
+            x = x + kernel.scale * noise(process.T - t).to(x)
     return x

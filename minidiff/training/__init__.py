@@ -1,6 +1,6 @@
 """From data to a checkpoint."""
 
-from .checkpoint import Description, load_model, newest
+from .checkpoint import Description, load_model, newest, read_description
 from .config import (
     Config,
     DataConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "differences",
     "load_model",
     "newest",
+    "read_description",
     "read_metrics",
     "resume",
     "time_sampler",

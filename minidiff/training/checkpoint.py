@@ -56,8 +56,10 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
             shutil.rmtree(folder)
         temporary.rename(folder)
         _flush(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError | RuntimeError):  # what safetensors and torch make of a full disk
+            raise OSError(f"{folder} can't be written: {error}") from error
         raise
     return folder
 
@@ -77,8 +79,8 @@ def read_description(folder: Path) -> Description:
             raise ValueError(f"format {values.get('format')!r}, this version of minidiff reads {FORMAT}")
         examples = values["examples"]
         shape, levels = tuple(examples["shape"]), examples["levels"]
-        if not (shape and all(isinstance(n, int) for n in (*shape, levels))):
-            raise ValueError(f"examples={examples} are not whole numbers")
+        if not (shape and all(isinstance(n, int) and n > 0 for n in (*shape, levels))):
+            raise ValueError(f"examples={examples} are not whole numbers above 0")
         return Description(from_dict(values["config"]), shape, levels)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a usable configuration: {error}") from error
@@ -87,6 +89,9 @@ def read_description(folder: Path) -> Description:
 def read_weights(folder: Path, name: str, model: Model) -> None:
     """Load one weight file into a model. Raises ValueError where it is damaged or belongs to another network."""
     path = folder / f"{name}.safetensors"
+    if not path.exists():
+        present = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors")))
+        raise ValueError(f"{folder} has no weights {name!r}. There are: {present or 'none'}.")
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:

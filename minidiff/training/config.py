@@ -98,6 +98,8 @@ def build(config: Config, shape: tuple[int, ...], levels: int) -> Model:
         betas = SCHEDULES[process.schedule](process.T, **process.schedule_options)
     except TypeError as error:
         raise ValueError(f"process.schedule_options={process.schedule_options}: {error}.") from error
+    if len(shape) != 3:
+        raise ValueError(f"data shaped {shape}: this network takes (channel, height, width).")
     channels = shape[0]
     out_channels = 2 * channels if process.variance == "learned" else channels
     net = UNet(channels, out_channels, **dataclasses.asdict(network))

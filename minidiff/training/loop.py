@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .config import Model, TrainingConfig
 from .ema import EMA
 
 
+@runtime_checkable
 class Data(Protocol):
     """What can be trained on: a length, and batches by index."""
 
@@ -27,6 +28,7 @@ class Data(Protocol):
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
+@runtime_checkable
 class Times(Protocol):
     """The law of t: draws with weights, and whatever it learns from the losses."""
 
@@ -73,11 +75,14 @@ def train(
 ) -> State:
     """Train until ``config.images`` images are seen, and return the state (DDPM Alg. 1, for any process).
 
-    With ``run`` and ``description`` a line is added to ``run/metrics.jsonl`` at every tick, and checkpoints are
-    written. ``on_step`` and ``on_tick`` are called after each. Torch's global random state is left as it was found.
-    Raises FloatingPointError before an update whose loss or gradient is not finite.
+    With ``run`` and ``description`` ``run/metrics.jsonl`` is cut back to the state, then grows a line at every tick,
+    and checkpoints are written. ``on_step`` and ``on_tick`` are called after each. Torch's global random state is left
+    as it was found. Raises FloatingPointError before an update whose loss or gradient is not finite.
     """
     device = next(state.model.parameters()).device
+    if run is not None and description is not None:
+        run.mkdir(parents=True, exist_ok=True)
+        _rewrite(run / "metrics.jsonl", state.metrics)  # without what a killed run wrote after its last checkpoint
     total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
     next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
     state.model.train()
@@ -179,7 +184,7 @@ def save(state: State, run: Path, description: checkpoint.Description) -> Path:
 def resume(state: State, run: Path) -> bool:
     """Bring a fresh state to where the run's newest checkpoint was; False where there is none.
 
-    metrics.jsonl is cut back to that point. Raises ValueError for a damaged checkpoint.
+    Metrics are read up to that point; nothing is written. Raises ValueError for a damaged checkpoint.
     """
     folder = checkpoint.newest(run)
     if folder is None:
@@ -195,7 +200,6 @@ def resume(state: State, run: Path) -> bool:
         raise ValueError(f"{folder / 'train_state.pt'} does not fit this run: {error}") from error
     state.images = int(folder.name)
     state.metrics = read_metrics(run, state.images)
-    _rewrite(run / "metrics.jsonl", state.metrics)
     return True
 
 
