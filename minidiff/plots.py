@@ -30,7 +30,7 @@ def style() -> None:
             "axes.spines.right": False,
             "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
             "axes.titlesize": 10.5,
-            "axes.titleweight": "semibold",
+            "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "axes.labelsize": 9.5,
             "xtick.labelsize": 8.5,

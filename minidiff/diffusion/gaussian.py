@@ -54,14 +54,16 @@ class GaussianDiffusion(nn.Module):
     ):
         super().__init__()
         betas = betas.double()
-        if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all():
-            raise ValueError("betas: give at least 2 values, each above 0 and at most 1.")
+        if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
+            raise ValueError("betas: give at least 2 values, each above 0 and at most 1, and 1 only at the end.")
         if betas[-1] == 1 and predict == "eps":
             raise ValueError('β_T = 1 leaves nothing of x_0 in x_T, so ε cannot tell it: predict "x0", "mean" or "v".')
         if levels < 2:
             raise ValueError(f"levels={levels}: data need at least 2 levels.")
         if variance == "learned" and loss == "simple":
             raise ValueError('variance="learned" gets no gradient from loss="simple": take loss="bound".')
+        if weight is not None and len(weight) != len(betas):
+            raise ValueError(f"weight: {len(weight)} values for {len(betas)} steps; give one a step.")
         if weight is not None and loss == "bound":
             raise ValueError('weight only applies to loss="simple": the bound fixes its own weights.')
         self.T, self.predict, self.variance, self.loss_kind = len(betas), predict, variance, loss
