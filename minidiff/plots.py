@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-INK, BLUE, ORANGE, GREEN, ROSE = "#1b1b1b", "#1f4e9c", "#e08214", "#4f9d69", "#d48bb0"
+INK, BLUE, ORANGE, GREEN, ROSE = "#1b1b1b", "#1f4e9c", "#e08214", "#36865a", "#dea4c4"
 CYCLE = [BLUE, ORANGE, INK, GREEN, ROSE]
 
 

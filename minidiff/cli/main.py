@@ -14,7 +14,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    name, *rest = argv if argv is not None else sys.argv[1:] or ["--help"]
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: minidiff COMMAND [options]   (minidiff COMMAND --help tells more)\n")
         print("\n".join(f"  {command:<12}{line}" for command, line in COMMANDS.items()))

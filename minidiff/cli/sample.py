@@ -40,6 +40,8 @@ def run(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="minidiff sample")
     if options.n < 1 or options.seed < 0 or options.batch < 1:
         raise ValueError(f"-n {options.n} --seed {options.seed} --batch {options.batch}: n and batch ≥ 1, seed ≥ 0.")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is a file: give --out a folder.")
     device = choose_device(options.device)
     model, description = load(options.run, options.weights)
     model = place(model, device)

@@ -25,7 +25,7 @@ def digits() -> Config:
 
 
 def ddpm_cifar10() -> Config:
-    """CIFAR-10: 35.7M parameters, batch 128, 800k steps, mirrored images; the paper has FID 3.17 (DDPM Table 1).
+    """CIFAR-10: 35.7M parameters, batch 128, 800k steps, mirrored images; FID 3.17 in the paper (DDPM App. B).
 
     The average's decay of 0.9999 a step of 128 images is a half-life of 887 thousand images.
     """

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import FORMAT, Config, Model, build, from_dict, to_dict
+from .config import FORMAT, Config, Model, build, check, from_dict, to_dict
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def read_description(folder: Path) -> Description:
         shape, levels = tuple(examples["shape"]), examples["levels"]
         if not (shape and all(isinstance(n, int) and n > 0 for n in (*shape, levels))):
             raise ValueError(f"examples={examples} are not whole numbers above 0")
-        return Description(from_dict(values["config"]), shape, levels)
+        config = from_dict(values["config"])
+        check(config)
+        return Description(config, shape, levels)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a usable configuration: {error}") from error
 
@@ -102,7 +104,7 @@ def read_weights(folder: Path, name: str, model: Model) -> None:
         raise ValueError(f"{path} does not fit its own config.json: {str(error).splitlines()[-1].strip()}") from error
 
 
-def read_train_state(folder: Path) -> dict[str, Any]:
+def read_train_state(folder: Path) -> Any:
     """The optimiser's and the time sampler's state. Raises ValueError where the file is damaged or holds code."""
     path = folder / "train_state.pt"
     try:

@@ -124,8 +124,9 @@ def check(config: Config) -> None:
     for name in ("images", "batch", "lr", "clip_grad", "tick", "checkpoint"):
         if getattr(config.training, name) <= 0:
             raise ValueError(f"training.{name}={getattr(config.training, name)}: give a number above 0.")
-    if config.training.ramp < 0 or config.training.seed < 0:
-        raise ValueError("training.ramp and training.seed: give numbers of at least 0.")
+    for name in ("ramp", "seed"):
+        if getattr(config.training, name) < 0:
+            raise ValueError(f"training.{name}={getattr(config.training, name)}: give a number of at least 0.")
     if not config.training.ema or min(config.training.ema) < 0:
         raise ValueError(f"training.ema={config.training.ema}: give one half-life or more, in images, at least 0 each.")
 
@@ -135,7 +136,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any], kind: type = Config, where: str = "") -> Any:
+def from_dict(values: Any, kind: type = Config, where: str = "") -> Any:
     """The dataclass again. Raises ValueError naming a key that is missing or unknown, or a value of another type."""
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):

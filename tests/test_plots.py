@@ -1,0 +1,76 @@
+"""The pictures: every pixel where it belongs, labelled axes, the same bytes every time."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from minidiff import plots
+
+
+@pytest.fixture(autouse=True)
+def styled():
+    """The book's style inside the test, no figure left after it."""
+    with plt.rc_context():
+        plots.style()
+        yield
+    plt.close("all")
+
+
+def test_a_grid_lays_images_out_in_rows_with_white_between():
+    images = torch.stack([torch.full((1, 2, 3), value) for value in (-1.0, 0.0, 1.0, -0.5, 0.5)])
+    picture = plots.tile(images, columns=2)
+    assert picture.shape == (3 * 3 + 1, 2 * 4 + 1, 3)
+    expected = np.ones((10, 9))
+    for k, grey in enumerate([0.0, 0.5, 1.0, 0.25, 0.75]):
+        top, left = 1 + (k // 2) * 3, 1 + (k % 2) * 4
+        expected[top : top + 2, left : left + 3] = grey
+    np.testing.assert_allclose(picture, np.repeat(expected[:, :, None], 3, axis=2))
+
+
+def test_colours_keep_their_order_and_values_outside_are_clamped():
+    image = torch.tensor([5.0, 0.0, -5.0]).reshape(1, 3, 1, 1)
+    assert plots.tile(image)[1, 1].tolist() == [1.0, 0.5, 0.0]
+
+
+def test_a_grid_is_nearly_square_unless_told():
+    assert plots.tile(torch.zeros(10, 1, 4, 4)).shape == (3 * 5 + 1, 4 * 5 + 1, 3)
+
+
+def test_a_saved_grid_has_large_pixels_and_the_same_bytes(tmp_path):
+    images = torch.linspace(-1, 1, 3 * 64).reshape(3, 1, 8, 8)
+    for name in ("a.png", "b.png"):
+        plots.save_grid(images, tmp_path / name, columns=3)
+    saved = imread(tmp_path / "a.png")
+    assert saved.shape[:2] == (64 + 8, 3 * 68 + 4)
+    np.testing.assert_allclose(saved[4:68:8, 4:68:8, 0], (images[0, 0] + 1) / 2, atol=1 / 255)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_shown_grid_has_its_title_and_no_axes():
+    ax = plots.show_grid(torch.zeros(4, 1, 8, 8), title="four")
+    assert ax.get_title("left") == "four" and not ax.axison
+    given = plt.figure().add_subplot()
+    assert plots.show_grid(torch.zeros(4, 1, 8, 8), ax=given) is given
+
+
+def test_a_loss_curve_says_what_its_axes_are():
+    (ax,) = plots.loss_curve([100, 200, 400], [1.0, 0.5, 0.25], "digits").axes
+    assert (ax.get_xlabel(), ax.get_title("left")) == ("images seen", "digits") and "loss" in ax.get_ylabel()
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[100, 1.0], [200, 0.5], [400, 0.25]])
+
+
+def test_colours_differ_in_lightness():
+    grey = sorted(np.dot(to_rgb(colour), [0.299, 0.587, 0.114]) for colour in plots.CYCLE)  # as a printer mixes them
+    assert min(np.diff(grey)) > 0.1
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_figures_are_the_same_bytes_from_run_to_run(form, tmp_path):
+    for name in ("a", "b"):
+        figure = plots.loss_curve([1, 2, 3], [3, 2, 1], "again")
+        figure.savefig(tmp_path / f"{name}.{form}", metadata={"Date": None} if form == "svg" else None)
+    assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
