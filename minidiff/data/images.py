@@ -99,10 +99,11 @@ def _read_npz(path: Path, split: Split) -> Images:
             pixels = file["images"]
     except Exception as error:  # a zip can be broken in many ways, and each has an exception of its own
         raise ValueError(f"{path} is not a data file with an array named images: {error}") from error
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or len(pixels) < 5:
+    shaped = pixels.ndim in (3, 4) and pixels.shape[3:] in ((), (1,), (3,))
+    if pixels.dtype != np.uint8 or not shaped or len(pixels) < 5:
         raise ValueError(
-            f"{path}: images must be at least 5, uint8, shaped (n, height, width, channel) or (n, height, width); "
-            f"found {pixels.dtype} {pixels.shape}."
+            f"{path}: images must be at least 5, uint8, shaped (n, height, width), or (n, height, width, channel) with "
+            f"1 or 3 channels; found {pixels.dtype} {pixels.shape}."
         )
     pixels = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None])
     return Images(rearrange(pixels, "n h w c -> n c h w")[held_out(len(pixels), split)].contiguous())
