@@ -37,8 +37,8 @@ class Options:
 def run(argv: list[str]) -> None:
     """Print the bound, its standard error and where its bits are."""
     options = tyro.cli(Options, args=argv, prog="minidiff likelihood")
-    if options.count < 1 or options.seed < 0 or (options.n is not None and options.n < 2):
-        raise ValueError(f"--count {options.count} --seed {options.seed} -n {options.n}: count ≥ 1, seed ≥ 0, n ≥ 2.")
+    if options.count < 2 or options.seed < 0 or (options.n is not None and options.n < 2):
+        raise ValueError(f"--count {options.count} --seed {options.seed} -n {options.n}: count ≥ 2, seed ≥ 0, n ≥ 2.")
     device = choose_device(options.device)
     model, description = load(options.run, options.weights)
     images = load_images(options.data or description.config.data.source, split="test")

@@ -8,7 +8,7 @@ COMMANDS = {
     "sample": "draw samples: minidiff sample runs/digits -n 64 --seed 0",
     "likelihood": "bits per dimension of held-out data: minidiff likelihood runs/digits",
     "recipes": "list what can be trained",
-    "info": "what a run or a recipe is: minidiff info runs/digits",
+    "info": "what a run is: minidiff info runs/digits",
 }
 
 

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from minidiff import training
 from minidiff.cli.common import Device, choose_device, place
-from minidiff.data import decode, encode, load_images
+from minidiff.data import Images, decode, encode, load_images
+from minidiff.pretrained import load
 from minidiff.recipes import recipe
 from minidiff.sampling import generate
 from minidiff.training import Config, DataConfig, Description, GaussianConfig, State, TrainingConfig, UNetConfig
@@ -29,7 +30,7 @@ class Options:
     resume: bool = False
     """Go on from the newest checkpoint in the folder; begin where there is none."""
     init_from: Path | None = None
-    """Take the averaged weights of another run, and nothing else of it."""
+    """Take the averaged weights of another run, or of a model that ships, and nothing else of it."""
     device: Device = "auto"
     """cpu, cuda or mps; auto takes a CUDA GPU where there is one."""
     samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
@@ -50,14 +51,14 @@ def run(argv: list[str]) -> None:
     default = Options(base.data, base.process, base.network, base.training, Path("runs") / name)
     options = tyro.cli(Options, default=default, args=argv, prog=f"minidiff train {name}")
     config = Config(name, options.data, options.process, options.network, options.training)
-    state, description = prepare(config, options)
+    state, description, images = prepare(config, options)
 
     print(f"{name}: {sum(p.numel() for p in state.model.parameters()):,} parameters on {options.out}")
-    train_with_bar(state, description, options.out)
+    train_with_bar(state, images, description, options.out)
     report(state, description, options.out, options.samples)
 
 
-def prepare(config: Config, options: Options) -> tuple[State, Description]:
+def prepare(config: Config, options: Options) -> tuple[State, Description, Images]:
     """Everything that can be refused, before anything is written."""
     training.check(config)
     if options.samples < 1:
@@ -79,7 +80,11 @@ def prepare(config: Config, options: Options) -> tuple[State, Description]:
         torch.manual_seed(config.training.seed)
         model = description.build()
     if options.init_from:
-        other, _ = training.load_model(options.init_from)
+        other, donor = load(options.init_from)
+        for key in ("predict", "variance"):
+            ours, theirs = getattr(config.process, key), getattr(donor.config.process, key)
+            if ours != theirs:
+                raise ValueError(f"--init-from {options.init_from}: its process.{key} is {theirs}, not {ours}.")
         try:
             model.load_state_dict(other.state_dict())
         except RuntimeError as error:
@@ -87,7 +92,7 @@ def prepare(config: Config, options: Options) -> tuple[State, Description]:
     state = training.begin(place(model, device), training.time_sampler(config), config.training)
     if latest:
         training.resume(state, options.out)
-    return state, description
+    return state, description, images
 
 
 def compare(old: Description, new: Description, out: Path) -> None:
@@ -101,10 +106,9 @@ def compare(old: Description, new: Description, out: Path) -> None:
         )
 
 
-def train_with_bar(state: State, description: Description, out: Path) -> None:
+def train_with_bar(state: State, images: Images, description: Description, out: Path) -> None:
     """The loop, with a progress bar on a terminal and a line a tick elsewhere."""
     config = description.config.training
-    images = load_images(description.config.data.source, flip=description.config.data.flip)
     if state.images:
         print(f"going on after {state.images:,} images")
     out.mkdir(parents=True, exist_ok=True)
@@ -131,16 +135,13 @@ def report(state: State, description: Description, out: Path, n: int) -> None:
     from minidiff import plots  # here, because matplotlib is slow to import and training should not wait for it
 
     plots.style()
-    metrics = state.metrics
-    figure = plots.loss_curve(
-        [m["images"] for m in metrics], [m["loss"] for m in metrics], f"{description.config.recipe}: training loss"
-    )
-    figure.savefig(out / "loss.png", dpi=120)
+    seen, loss = ([line[key] for line in state.metrics] for key in ("images", "loss"))
+    plots.loss_curve(seen, loss, f"{description.config.recipe}: training loss").savefig(out / "loss.png", dpi=120)
     model, device = state.ema, next(state.ema.parameters()).device
     with tqdm(total=n, desc="samples", disable=None) as bar:
         samples = generate(model.process, model.net, description.shape, range(n), device=device, on_batch=bar.update)
     plots.save_grid(encode(decode(samples, description.levels), description.levels), out / "samples.png")
-    print(f"trained on {state.images:,} images, last loss {metrics[-1]['loss']:.4f}")
+    print(f"trained on {state.images:,} images" + (f", last loss {loss[-1]:.4f}" if loss else ""))
     for label, path in {
         "checkpoint": training.newest(out),
         "metrics": out / "metrics.jsonl",

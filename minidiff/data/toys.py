@@ -24,7 +24,7 @@ class Points:
 
 
 def swiss_roll(n: int, generator: torch.Generator, noise: float = 0.05) -> Float[Tensor, "n 2"]:
-    """Points on a spiral of two turns, with a little noise, scaled to unit variance (SD Appendix D.1.1).
+    """Points on a spiral of one and a half turns, a little noisy, of unit mean square (SD Appendix D.1.1).
 
     The paper prints neither spiral nor noise; here the angle is 1.5π(1 + 2u), the radius equals the angle, and the
     noise is relative to the root mean square of the roll. The scale is the distribution's own, not the sample's.

@@ -196,8 +196,9 @@ class GaussianDiffusion(nn.Module):
 
     def _call(self, net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> Tensor:
         """The network at x_t in its own precision, its answer in x's; it is fed the bare step number (DDPM §3)."""
-        parameter = next(net.parameters(), x) if isinstance(net, nn.Module) else x
-        return net(x.to(parameter.dtype), t.to(parameter.dtype), **cond).to(x.dtype)
+        dtype = next(net.parameters(), x).dtype if isinstance(net, nn.Module) else x.dtype
+        exact = torch.promote_types(dtype, torch.float32)  # half precision cannot count to 1000
+        return net(x.to(dtype), t.to(exact), **cond).to(x.dtype)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Prediction and log variance, where the network gives both as halves of its channels."""

@@ -1,6 +1,7 @@
 """How much noise each step adds: β_1 … β_T in float64, as tensors of length T whose index 0 holds β_1.
 
-All functions raise ``ValueError`` for a T that they cannot serve.
+All functions raise ``ValueError`` for a T that they cannot serve. The tensors are made on the CPU whatever torch's
+default device is, so that a network can be built on ``meta`` beside a process whose tables are real.
 """
 
 import math
@@ -18,13 +19,13 @@ def linear_betas(T: int, first: float = 1e-4, last: float = 0.02) -> Betas:
     For another T both are multiplied by 1000 / T, as in Improved DDPM, so that the chain ends at nearly the same ᾱ_T.
     Raises ValueError where that makes a β of 1 or more.
     """
-    return torch.linspace(*_ends(T, first, last), T, dtype=torch.float64)
+    return torch.linspace(*_ends(T, first, last), T, dtype=torch.float64, device="cpu")
 
 
 def quadratic_betas(T: int, first: float = 1e-4, last: float = 0.02) -> Betas:
     """√β rising on a straight line: less noise in the early steps than ``linear_betas``, the ends meant as there."""
     first, last = _ends(T, first, last)
-    return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64) ** 2
+    return torch.linspace(first**0.5, last**0.5, T, dtype=torch.float64, device="cpu") ** 2
 
 
 def constant_betas(T: int, beta: float = 0.01) -> Betas:
@@ -35,13 +36,13 @@ def constant_betas(T: int, beta: float = 0.01) -> Betas:
 def harmonic_betas(T: int) -> Betas:
     """β_t = 1 / (T − t + 1): every step erases the same share 1/T of the first signal (SD §2.4.1); ends at β_T = 1."""
     _check_steps(T)
-    return 1 / torch.arange(T, 0, -1, dtype=torch.float64)
+    return 1 / torch.arange(T, 0, -1, dtype=torch.float64, device="cpu")
 
 
 def cosine_betas(T: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """β from ᾱ_t ∝ cos²((t/T + s) / (1 + s) · π/2), each at most ``max_beta`` (IDDPM 17)."""
     _check_steps(T)
-    t = torch.arange(T + 1, dtype=torch.float64) / T
+    t = torch.arange(T + 1, dtype=torch.float64, device="cpu") / T
     f = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=max_beta)
 

@@ -32,5 +32,7 @@ def export(run: Path, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m minidiff.pretrained.export RUN NAME")
     written = export(Path(sys.argv[1]), FOLDER / sys.argv[2])
     print(f"{written}: {written.stat().st_size:,} bytes")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .noise import Noise
+from .noise import Noise, solver_dtype
 
 Data = Float[Tensor, "batch *dims"]
 Callback = Callable[..., None]
@@ -40,7 +40,7 @@ def ancestral(
     top = process.T - 1 if first is None else first
     if not 0 <= last <= top < process.T:
         raise ValueError(f"steps from {top} down to {last}: this chain has the steps {process.T - 1} … 0.")
-    x = start.double()
+    x = start.to(solver_dtype(start.device))
     for i, t in enumerate(range(top, last - 1, -1)):
         at = torch.full((len(x),), t, device=x.device)
         kernel = process.reverse(net, x, at, **cond)

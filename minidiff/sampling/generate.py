@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .ancestral import ancestral
-from .noise import per_image_noise
+from .noise import per_image_noise, solver_dtype
 
 
 def generate(
@@ -29,7 +29,7 @@ def generate(
     for k in range(0, len(seeds), batch):
         part = seeds[k : k + batch]
         noise = per_image_noise(part, shape)
-        done.append(ancestral(process, net, noise(0).to(device), noise).float().cpu())
+        done.append(ancestral(process, net, noise(0).to(device, solver_dtype(torch.device(device))), noise).float().cpu())
         if on_batch is not None:
             on_batch(len(part))
     return torch.cat(done)

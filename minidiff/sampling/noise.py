@@ -21,11 +21,17 @@ def per_image_noise(seeds: Sequence[int], shape: Sequence[int]) -> Noise:
     def noise(step: int) -> Float[Tensor, "batch *dims"]:
         rows = []
         for seed in seeds:
-            generator.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
+            state = np.random.SeedSequence(seed, spawn_key=(step,)).generate_state(1, np.uint64)
+            generator.manual_seed(int(state[0] >> 1))
             rows.append(torch.randn(*shape, generator=generator, dtype=torch.float64))
         return torch.stack(rows)
 
     return noise
+
+
+def solver_dtype(device: torch.device) -> torch.dtype:
+    """What a solver computes in: float64, except on Apple's MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def batch_noise(generator: torch.Generator, n: int, shape: Sequence[int]) -> Noise:

@@ -43,7 +43,9 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
     """
     folder = run / "checkpoints" / str(images)
     temporary = folder.with_name(f".writing-{images}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a run that was killed here
+    old = folder.with_name(f".replaced-{images}")
+    for left in (temporary, old):  # by a run that was killed here
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         for name, state in weights.items():
@@ -53,9 +55,10 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
         for path in [*temporary.iterdir(), temporary]:
             _flush(path)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         temporary.rename(folder)
         _flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, SafetensorError | RuntimeError):  # what safetensors and torch make of a full disk

@@ -122,7 +122,7 @@ def time_sampler(config: Config) -> UniformTimes:
 def check(config: Config) -> None:
     """Raises ValueError, naming the key, for a number that no training can have."""
     for name in ("images", "batch", "lr", "clip_grad", "tick", "checkpoint"):
-        if getattr(config.training, name) <= 0:
+        if not 0 < getattr(config.training, name) < float("inf"):
             raise ValueError(f"training.{name}={getattr(config.training, name)}: give a number above 0.")
     for name in ("ramp", "seed"):
         if getattr(config.training, name) < 0:

@@ -1,6 +1,7 @@
 """The training loop. Its one clock is the number of images seen; everything else is a function of it."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 from . import checkpoint
 from .config import Model, TrainingConfig
 from .ema import EMA
+
+NOT_FINITE = (
+    "the loss or its gradient is not finite after {images:,} images: no update was made with it. Lower training.lr, or "
+    "look at the data; --resume goes on from the last checkpoint."
+)
 
 
 @runtime_checkable
@@ -60,7 +66,7 @@ class State:
 
 def begin(model: Model, times: Times, config: TrainingConfig) -> State:
     """A state that has seen nothing yet."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     return State(model, optimizer, [EMA(model, half_life) for half_life in config.ema], times)
 
 
@@ -86,7 +92,7 @@ def train(
     total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
     next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
     state.model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         while state.images < config.images:
             before = state.images
             loss = train_step(state, data, config, device)
@@ -95,10 +101,12 @@ def train(
                 on_step(state)
             done = state.images >= config.images
             if state.images // config.tick > before // config.tick or done:
-                seconds = time.perf_counter() - began
+                seconds, mean = time.perf_counter() - began, total.item() / steps
+                if not math.isfinite(mean):
+                    raise FloatingPointError(NOT_FINITE.format(images=state.images))
                 line = {
                     "images": state.images,
-                    "loss": total.item() / steps,
+                    "loss": mean,
                     "lr": learning_rate(config, before),
                     "images_per_second": round(steps * config.batch / seconds, 1),
                 }
@@ -128,11 +136,11 @@ def train_step(state: State, data: Data, config: TrainingConfig, device: torch.d
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
-    if not torch.isfinite(loss + norm):
-        raise FloatingPointError(
-            f"loss {loss.item()} with gradient norm {norm.item()} after {state.images:,} images: no update was made. "
-            "Lower training.lr, or look at the data; --resume goes on from the last checkpoint."
-        )
+    checked = loss.detach() + 0 * norm  # not finite where either is not
+    if device.type == "cpu" and not torch.isfinite(checked):
+        raise FloatingPointError(NOT_FINITE.format(images=state.images))
+    # A GPU is not waited for: the fused optimiser itself leaves the weights alone, and the next tick raises.
+    state.optimizer.found_inf = (~torch.isfinite(checked)).float()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.images)
     state.optimizer.step()
@@ -140,7 +148,7 @@ def train_step(state: State, data: Data, config: TrainingConfig, device: torch.d
         ema.update(state.model, state.images, config.batch)
     state.times.update(t, losses.detach())
     state.images += config.batch
-    return loss.detach()
+    return checked
 
 
 def learning_rate(config: TrainingConfig, images: int) -> float:
@@ -211,7 +219,7 @@ def read_metrics(run: Path, until: float = float("inf")) -> list[dict[str, float
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line["images"] <= until:
+        if isinstance(line, dict) and line.get("images", math.inf) <= until:
             lines.append(line)
     return lines
 

@@ -1,0 +1,160 @@
+"""Images: levels there and back, one split for everybody, mirrors, and files that are not what they should be."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from minidiff import Images, decode, digits, encode, held_out, load_images
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_levels_survive_the_round_trip(levels):
+    k = torch.arange(levels, dtype=torch.uint8)
+    x = encode(k, levels)
+    assert x.dtype == torch.float32 and x[0] == -1 and x[-1] == 1
+    torch.testing.assert_close(x.diff(), torch.full((levels - 1,), 2 / (levels - 1)), rtol=1e-3, atol=0)
+    assert torch.equal(decode(x, levels), k)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_decoding_takes_the_nearest_level_and_clamps(levels):
+    k = torch.arange(levels, dtype=torch.uint8)
+    for offset in (-0.49, 0.49):
+        assert torch.equal(decode(encode(k, levels) + offset * 2 / (levels - 1), levels), k)
+    assert decode(torch.tensor([-7.0, 7.0, float("inf")]), levels).tolist() == [0, levels - 1, levels - 1]
+
+
+@pytest.mark.parametrize("n", [5, 17, 1797])
+def test_training_and_held_out_share_the_examples(n):
+    train, test = held_out(n, "train"), held_out(n, "test")
+    assert len(test) == n // 5
+    assert sorted(train.tolist() + test.tolist()) == list(range(n))
+
+
+def test_the_split_depends_on_nothing_but_the_number():
+    before = held_out(100, "test")
+    torch.manual_seed(3)
+    assert torch.equal(held_out(100, "test"), before)
+    assert before.tolist() != sorted(before.tolist())  # shuffled: scikit-learn's digits come in the order of writers
+
+
+def test_digits_are_those_of_scikit_learn():
+    raw = load_digits()
+    for split, n in (("train", 1438), ("test", 359)):
+        images = digits(split)
+        index = held_out(1797, split)
+        assert (len(images), images.levels, images.flip) == (n, 17, False)
+        np.testing.assert_array_equal(images.pixels[:, 0].numpy(), raw.images[index.numpy()])
+        np.testing.assert_array_equal(images.labels.numpy(), raw.target[index.numpy()])
+        assert images.x.min() == -1 and images.x.max() == 1
+
+
+def numbered(n: int, flip: bool) -> Images:
+    """n images of 2×3 pixels that no mirror leaves alone."""
+    return Images(torch.arange(n * 6, dtype=torch.uint8).reshape(n, 1, 2, 3), flip=flip)
+
+
+def test_a_batch_is_the_images_at_its_places(generator):
+    images = numbered(20, flip=False)
+    x, cond = images.batch(torch.tensor([7, 0, 7]), generator)
+    assert torch.equal(x, images.x[[7, 0, 7]]) and cond == {}
+
+
+def test_mirrors_fall_on_half_of_the_images_and_left_and_right_only(generator):
+    images = numbered(40, flip=True)
+    index = torch.arange(4000) % 40
+    x, _ = images.batch(index, generator)
+    plain = images.x[index]
+    mirrored = (x == plain.flip(-1)).flatten(1).all(1)
+    assert ((x == plain).flatten(1).all(1) ^ mirrored).all()
+    assert abs(mirrored.sum().item() - 2000) < 4 * 1000**0.5
+    again, _ = images.batch(index, torch.Generator().manual_seed(2020))
+    assert torch.equal(x, again)
+
+
+def test_a_file_of_colour_images_keeps_its_pixels(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(20, 4, 6, 3), dtype=np.uint8)
+    np.savez(tmp_path / "some.npz", images=pixels)
+    for split in ("train", "test"):
+        images = load_images(str(tmp_path / "some.npz"), split, flip=True)
+        expected = pixels[held_out(20, split).numpy()].transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(images.pixels.numpy(), expected)
+        assert images.levels == 256 and images.flip
+
+
+def test_a_file_of_grey_images_gets_one_channel(tmp_path):
+    np.savez_compressed(tmp_path / "grey.npz", images=np.zeros((5, 4, 6), np.uint8))
+    assert load_images(str(tmp_path / "grey.npz")).pixels.shape == (4, 1, 4, 6)
+
+
+def test_a_set_read_twice_does_not_flip_because_another_did():
+    load_images("digits", flip=True)
+    assert not load_images("digits").flip
+
+
+def test_a_source_that_is_neither_name_nor_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'mnist' is not known: give digits"):
+        load_images("mnist")
+    with pytest.raises(ValueError, match=r"no data file .*gone\.npz.*numpy\.savez"):
+        load_images(str(tmp_path / "gone.npz"))
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ValueError, match="no data file"):
+        load_images(str(tmp_path / "folder.npz"))
+
+
+@pytest.mark.parametrize(
+    "array, found",
+    [
+        (np.zeros((10, 4, 4), np.float32), "float32"),
+        (np.zeros((10, 4), np.uint8), r"\(10, 4\)"),
+        (np.uint8(3), r"uint8 \(\)"),
+        (np.zeros((10, 4, 4, 4), np.uint8), r"1 or 3 channels; found uint8 \(10, 4, 4, 4\)"),
+        (np.zeros((4, 8, 8), np.uint8), "at least 5"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(array, found, tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, images=array)
+    with pytest.raises(ValueError, match=found):
+        load_images(str(path))
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_truncated(path):
+    path.write_bytes(path.read_bytes()[:300])
+
+
+def damage_one_byte(path):
+    data = bytearray(path.read_bytes())
+    data[400] ^= 255
+    path.write_bytes(bytes(data))
+
+
+def damage_text(path):
+    path.write_text("these are no images")
+
+
+def damage_bare_array(path):
+    with path.open("wb") as file:
+        np.save(file, np.zeros((10, 8, 8), np.uint8))
+
+
+def damage_other_name(path):
+    np.savez(path, pictures=np.zeros((10, 8, 8), np.uint8))
+
+
+def damage_pickled(path):
+    np.savez(path, images=np.array([print], dtype=object))
+
+
+@pytest.mark.parametrize("damage", [value for name, value in globals().items() if name.startswith("damage_")])
+def test_a_damaged_file_is_refused_by_its_name(damage, tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, images=np.zeros((10, 8, 8), np.uint8))
+    damage(path)
+    with pytest.raises(ValueError, match=r"data\.npz"):
+        load_images(str(path))

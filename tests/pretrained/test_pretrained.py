@@ -1,0 +1,49 @@
+"""The models that ship: small, whole, and reached by name."""
+
+import pytest
+import tiny
+import torch
+
+from minidiff import generate, load, train
+from minidiff.pretrained import FOLDER, names
+from minidiff.pretrained.export import export
+
+
+def test_digits_ships():
+    assert "digits" in names()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_model_that_ships_is_small_and_draws(name):
+    assert sum(file.stat().st_size for file in (FOLDER / name).iterdir()) < 1_000_000
+    model, description = load(name)
+    assert all(p.isfinite().all() for p in model.parameters())
+    x = generate(model.process, model.net, description.shape, [0])
+    assert x.shape == (1, *description.shape) and x.abs().max() <= 1
+
+
+def test_an_exported_run_is_its_longest_average_in_half_precision(tmp_path):
+    config = tiny.config(images=32)
+    state = tiny.fresh(config)
+    train(state, tiny.images(), config.training, tmp_path / "run", tiny.describe(config))
+    export(tmp_path / "run", tmp_path / "model")
+    model, description = load(tmp_path / "model")
+    assert description == tiny.describe(config)
+    expected = state.ema.state_dict()
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, expected[name].half().float())
+    assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_name_that_does_not_ship_is_refused():
+    with pytest.raises(ValueError, match="no run cats, and no model of that name ships"):
+        load("cats")
+
+
+def test_a_folder_is_taken_before_a_name(tmp_path, monkeypatch):
+    config = tiny.config(images=32)
+    state = tiny.fresh(config)
+    train(state, tiny.images(), config.training, tmp_path / "digits", tiny.describe(config))
+    monkeypatch.chdir(tmp_path)
+    model, _ = load("digits")
+    assert torch.equal(model.net.conv_in.weight, state.ema.net.conv_in.weight)

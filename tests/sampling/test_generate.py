@@ -1,0 +1,56 @@
+"""Many images: the same whatever the batch, on whatever device."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from minidiff import GaussianDiffusion, UNet, ancestral, generate, linear_betas, per_image_noise
+
+
+@pytest.fixture(scope="module")
+def net() -> UNet:
+    net = UNet(1, 1, channels=8, mult=(1, 2), blocks=1, attention=(1,), dropout=0.5).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in net.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+PROCESS = GaussianDiffusion(linear_betas(40))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 3])
+def test_images_are_the_same_in_any_batch_and_order(net, batch):
+    seeds = [11, 12, 13, 14]
+    at_once = generate(PROCESS, net, (1, 4, 4), seeds)
+    parts = generate(PROCESS, net, (1, 4, 4), seeds[::-1], batch)
+    assert at_once.shape == (4, 1, 4, 4) and at_once.dtype == torch.float32
+    assert (at_once[0] - at_once[1]).abs().max() > 0.1
+    torch.testing.assert_close(parts.flip(0), at_once, rtol=0, atol=1e-5)
+
+
+def test_an_image_is_the_ancestral_sample_of_its_seed(net):
+    noise = per_image_noise([12], (1, 4, 4))
+    expected = ancestral(PROCESS, net, noise(0), noise).float()
+    torch.testing.assert_close(generate(PROCESS, net, (1, 4, 4), [11, 12])[1:], expected, rtol=0, atol=1e-5)
+
+
+def test_progress_is_told_a_batch_at_a_time():
+    told = []
+    generate(PROCESS, lambda x, t: x, (2,), range(5), batch=2, on_batch=told.append)
+    assert told == [2, 2, 1]
+
+
+@pytest.mark.parametrize("seeds, batch", [([], 4), ([1], 0), ([1], -2)])
+def test_nothing_to_draw_is_refused(seeds, batch):
+    with pytest.raises(ValueError, match=rf"{len(seeds)} samples in batches of {batch}"):
+        generate(PROCESS, lambda x, t: x, (2,), seeds, batch)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_images_of_the_cpu(net):
+    on_cpu = generate(PROCESS, net, (1, 4, 4), range(4))
+    process = GaussianDiffusion(linear_betas(40)).to("cuda")
+    on_gpu = generate(process, deepcopy(net).to("cuda"), (1, 4, 4), range(4), device="cuda")
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-3)

@@ -1,0 +1,328 @@
+"""The loop: one clock, no trace in the global random state, no update from what is not finite, exact resumption."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from minidiff import GaussianDiffusion, Model, TrainingConfig, UniformTimes, begin, linear_betas, read_metrics, resume
+from minidiff import train as train_library
+from minidiff.training.loop import data_order, learning_rate
+
+
+def train(state, config, run=None, **callbacks):
+    return train_library(state, tiny.images(), config.training, run, tiny.describe(config), **callbacks)
+
+
+def assert_same(a: dict, b: dict) -> None:
+    """The same keys, and bit for bit the same tensors and numbers."""
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name], name
+
+
+def flat(value, name: str = "") -> dict[str, object]:
+    """Nested state dicts with one key a leaf."""
+    if isinstance(value, dict):
+        return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}").items()}
+    if isinstance(value, list):
+        return flat(dict(enumerate(value)), name)
+    return {name: value}
+
+
+def without_speed(metrics: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in metrics]
+
+
+# ---- resumption -----------------------------------------------------------------------------------------------------
+
+
+def test_ten_steps_are_five_and_a_resumed_five_bit_for_bit(tmp_path):
+    config = tiny.config(images=160, checkpoint=80, tick=16)
+    half = replace(config, training=replace(config.training, images=80))
+    whole = train(tiny.fresh(config), config, tmp_path / "whole")
+    train(tiny.fresh(half), half, tmp_path / "parts")
+    torch.manual_seed(123)  # no matter
+    state = tiny.fresh(config, seed=77)  # other weights: all must come from the checkpoint
+    assert resume(state, tmp_path / "parts") and state.images == 80
+    train(state, config, tmp_path / "parts")
+
+    assert_same(tiny.weights(state), tiny.weights(whole))
+    assert_same(flat(state.optimizer.state_dict()), flat(whole.optimizer.state_dict()))
+    assert without_speed(state.metrics) == without_speed(whole.metrics)
+    assert without_speed(read_metrics(tmp_path / "parts")) == without_speed(read_metrics(tmp_path / "whole"))
+    for name in ("model.safetensors", "ema-50.safetensors", "ema-2000.safetensors"):
+        parts = [tmp_path / run / "checkpoints" / "160" / name for run in ("whole", "parts")]
+        assert parts[0].read_bytes() == parts[1].read_bytes()
+
+
+def test_dropout_is_part_of_what_is_resumed():
+    """Were dropout off, the bit-equality above would say less."""
+    config = tiny.config(images=64)
+    dry = replace(config, network=replace(config.network, dropout=0.0))
+    a, b = tiny.weights(train(tiny.fresh(config), config)), tiny.weights(train(tiny.fresh(dry), dry))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_lines_written_after_the_last_checkpoint_are_cut_off(tmp_path):
+    config = tiny.config()
+    train(tiny.fresh(config), config, tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 999, "loss": 0.5}\n{"images": 10')
+    state = tiny.fresh(config)
+    assert resume(state, tmp_path)
+    assert [line["images"] for line in state.metrics] == [32, 64, 96, 128, 160]
+    train(state, config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == state.metrics
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_a_new_record(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"images": 32, "loss": 9.0}\n{"ima')
+    config, state = tiny.config(images=64), tiny.fresh(tiny.config())
+    assert not resume(state, tmp_path)
+    train(state, config, tmp_path)
+    assert [json.loads(line)["images"] for line in (tmp_path / "metrics.jsonl").open()] == [32, 64]
+
+
+def test_resuming_reads_and_does_not_write(tmp_path):
+    config = tiny.config()
+    train(tiny.fresh(config), config, tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 999, "loss": 0.5}\n')
+    before = tiny.files(tmp_path)
+    resume(tiny.fresh(config), tmp_path)
+    assert tiny.files(tmp_path) == before
+
+
+# ---- the clock ------------------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 50), epoch=st.integers(0, 5), seed=st.integers(0, 99))
+def test_each_epoch_has_each_example_once(n, epoch, seed):
+    assert sorted(data_order(epoch * n, n, n, seed).tolist()) == list(range(n))
+
+
+@given(n=st.integers(1, 30), batches=st.lists(st.integers(1, 70), min_size=1, max_size=5), seed=st.integers(0, 9))
+def test_the_order_is_a_function_of_images_seen(n, batches, seed):
+    total, seen, parts = sum(batches), 0, []
+    for batch in batches:
+        parts.append(data_order(seen, batch, n, seed))
+        seen += batch
+    assert torch.equal(torch.cat(parts), data_order(0, total, n, seed))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = [data_order(epoch * 50, 50, 50, seed).tolist() for epoch in range(3) for seed in range(2)]
+    assert len({tuple(order) for order in orders}) == 6
+
+
+def test_the_learning_rate_rises_over_the_ramp_and_stays():
+    config = TrainingConfig(lr=2e-4, ramp=1000, batch=100)
+    rates = [learning_rate(config, images) for images in range(0, 1500, 100)]
+    expected = [2e-5 * k for k in range(1, 11)] + [2e-4] * 5
+    assert rates == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(replace(config, ramp=0), 0) == 2e-4
+
+
+def test_lines_and_checkpoints_fall_where_they_should(tmp_path):
+    config = tiny.config(images=200, batch=16, tick=48, checkpoint=100)
+    steps, ticks = [], []
+    state = train(
+        tiny.fresh(config),
+        config,
+        tmp_path,
+        on_step=lambda s: steps.append(s.images),
+        on_tick=lambda s: ticks.append(s.images),
+    )
+    assert steps == list(range(16, 209, 16))  # the first count at or above 200
+    assert ticks == [line["images"] for line in state.metrics] == [48, 96, 144, 192, 208]
+    assert sorted(int(f.name) for f in (tmp_path / "checkpoints").iterdir()) == [144, 208]
+    rates = [line["lr"] for line in state.metrics]
+    assert rates == pytest.approx([1e-3 * min(1, n / 100) for n in ticks])
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path):
+    config = tiny.config(images=32)
+    train(tiny.fresh(config), config, tmp_path)
+    before, state = tiny.files(tmp_path), tiny.fresh(config)
+    resume(state, tmp_path)
+    train(state, config, tmp_path)
+    assert tiny.files(tmp_path) == before
+
+
+# ---- one step -------------------------------------------------------------------------------------------------------
+
+
+class Recorder(UniformTimes):
+    """Uniform times with weights of its own, that keeps what the loop tells it."""
+
+    def __init__(self, T: int, weights: torch.Tensor):
+        super().__init__(T)
+        self.weights, self.told = weights, []
+
+    def draw(self, n, generator):
+        return super().draw(n, generator)[0], self.weights
+
+    def update(self, t, loss):
+        self.told.append((t, loss))
+
+
+def test_the_weighted_mean_is_minimised_and_the_bare_losses_are_told():
+    config = tiny.config(images=16, tick=16)
+    model, weights = tiny.fresh(config).model, torch.linspace(0, 3, 16)
+    state = train(begin(model, Recorder(30, weights), config.training), config)
+    ((t, losses),) = state.times.told
+    assert t.shape == losses.shape == (16,) and not losses.requires_grad
+    assert state.metrics[0]["loss"] == pytest.approx((weights * losses).mean().item(), rel=1e-5)
+
+
+def test_examples_of_weight_zero_teach_nothing():
+    config = tiny.config(images=48)
+    model = tiny.fresh(config).model
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    train(begin(model, Recorder(30, torch.zeros(16)), config.training), config)
+    assert_same(model.state_dict(), before)
+
+
+def test_a_line_holds_the_mean_loss_of_its_steps():
+    config = tiny.config(images=64, tick=64)
+    state = begin(tiny.fresh(config).model, Recorder(30, torch.ones(16)), config.training)
+    train(state, config)
+    mean = torch.stack([losses.mean() for _, losses in state.times.told]).mean().item()
+    assert len(state.times.told) == 4 and state.metrics[0]["loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    config = tiny.config(images=16, ramp=0, lr=1.0, clip_grad=1e-3)
+    state = tiny.fresh(config)
+    state.optimizer = torch.optim.SGD(state.model.parameters(), lr=9.0)  # the loop sets the rate
+    before = torch.cat([p.detach().flatten().clone() for p in state.model.parameters()])
+    train(state, config)
+    after = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_training_lowers_the_loss():
+    config = tiny.config(images=1600, tick=16, lr=5e-3)
+    losses = [line["loss"] for line in train(tiny.fresh(config), config).metrics]
+    assert losses[0] == pytest.approx(1, abs=0.3)  # a network that answers 0 to standard normal noise
+    assert sum(losses[-20:]) / 20 < 0.75
+
+
+# ---- randomness and failure -----------------------------------------------------------------------------------------
+
+
+def test_the_global_random_state_is_neither_used_nor_changed():
+    config, results = tiny.config(images=48), []
+    for seed in (1, 2):
+        state = tiny.fresh(config)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        results.append(tiny.weights(train(state, config)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert_same(*results)
+
+
+def test_another_seed_is_another_run():
+    a, b = (tiny.weights(train(tiny.fresh(c), c)) for c in (tiny.config(images=32), tiny.config(images=32, seed=4)))
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+class Poisoned:
+    """Good images, then a batch with one that is not a number."""
+
+    def __init__(self):
+        self.good, self.batches = tiny.images(), 0
+
+    def __len__(self):
+        return len(self.good)
+
+    def batch(self, index, generator):
+        self.batches += 1
+        x, cond = self.good.batch(index, generator)
+        if self.batches == 3:
+            x[5, 0, 2, 2] = float("nan")
+        return x, cond
+
+
+class Kink(nn.Module):
+    """A finite answer whose gradient is not a number: √(w²) at w = 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, t):
+        return x + (self.w**2).sqrt()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
+    config = tiny.config()
+    state, kept = tiny.fresh(config), {}
+    with pytest.raises(FloatingPointError, match=r"loss nan .* after 32 images: no update was made"):
+        train_library(
+            state,
+            Poisoned(),
+            config.training,
+            tmp_path,
+            tiny.describe(config),
+            on_step=lambda s: kept.update(tiny.weights(s)),
+        )
+    assert state.images == 32
+    assert_same(tiny.weights(state), kept)
+    assert all(value.isfinite().all() for value in kept.values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update():
+    config = tiny.config()
+    state = begin(Model(Kink(), GaussianDiffusion(linear_betas(30))), UniformTimes(30), config.training)
+    with pytest.raises(FloatingPointError, match="gradient norm nan after 0 images"):
+        train(state, config)
+    assert state.images == 0 and state.model.net.w.item() == 0 and state.ema.net.w.item() == 0
+
+
+def test_averages_follow_the_weights_by_the_images_seen_before_each_step():
+    config, steps = tiny.config(images=480, tick=480, lr=1e-2, ramp=0, ema=(2000,)), []
+    state = tiny.fresh(config)
+    train(state, config, on_step=lambda s: steps.append((s.images - 16, s.model.net.conv_in.weight.clone())))
+    mean = 0.0
+    for before, weight in steps:
+        keep = 0.5 ** (16 / min(2000, before / 20)) if before else 0.0
+        mean = keep * mean + (1 - keep) * weight
+    torch.testing.assert_close(state.ema.net.conv_in.weight, mean, rtol=0, atol=1e-6)
+
+
+def test_the_longest_average_is_the_one_to_sample_from():
+    state = tiny.fresh(tiny.config(ema=(300, 2000, 50)))
+    assert state.ema is state.emas[1].model
+
+
+@pytest.mark.gpu
+def test_losses_on_a_gpu_are_those_of_the_cpu():
+    config = tiny.config()
+    model = tiny.fresh(config).model.eval()
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    x0, t = tiny.images(30).x, torch.arange(30)
+    noise = torch.randn(x0.shape, generator=generator)
+    on_cpu = model(x0, t, noise)["loss"]
+    on_gpu = model.to("cuda")(x0.cuda(), t.cuda(), noise.cuda())["loss"]
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_learns_and_leaves_the_global_random_states_alone():
+    config = tiny.config(images=6400, tick=640, lr=3e-3)
+    state = tiny.fresh(config)
+    state = begin(state.model.to("cuda"), state.times, config.training)
+    before = torch.get_rng_state(), torch.cuda.get_rng_state()
+    metrics = train(state, config).metrics
+    assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(torch.cuda.get_rng_state(), before[1])
+    assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
