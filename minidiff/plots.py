@@ -63,14 +63,29 @@ def tile(images: Tensor, columns: int | None = None, pad: int = 4) -> np.ndarray
     return picture.permute(1, 2, 0).numpy()
 
 
-def show_grid(images: Tensor, columns: int | None = None, title: str = "", ax: Axes | None = None) -> Axes:
-    """Draw images (n, channel, height, width) in [-1, 1] as a grid."""
+def show_grid(
+    images: Tensor,
+    columns: int | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+) -> Axes:
+    """Draw images (n, channel, height, width) in [-1, 1] as a grid, with a label for each row or column where given."""
     picture = tile(images, columns)
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, 6.4 * picture.shape[0] / picture.shape[1] + 0.35))
     ax.imshow(picture)
-    ax.set_axis_off()
     ax.set_title(title)
+    if not row_labels and not column_labels:
+        ax.set_axis_off()
+    for labels, length, place in (
+        (row_labels, picture.shape[0], ax.set_yticks),
+        (column_labels, picture.shape[1], ax.set_xticks),
+    ):
+        place([(k + 0.5) * length / len(labels) for k in range(len(labels))], labels)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
     return ax
 
 

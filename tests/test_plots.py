@@ -69,6 +69,15 @@ def test_a_shown_grid_has_its_title_and_no_axes():
     assert plots.show_grid(torch.zeros(4, 1, 8, 8), ax=given) is given
 
 
+def test_labels_stand_beside_the_middle_of_their_row_and_column():
+    images = torch.stack([torch.full((1, 64, 64), value) for value in (-1.0, 0.0, 1.0, -0.5, 0.5, 0.9)])
+    ax = plots.show_grid(images, columns=3, row_labels=["a", "b"], column_labels=["x", "y", "z"])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    picture, rows, columns = plots.tile(images, columns=3), ax.get_yticks(), ax.get_xticks()
+    found = [[picture[int(row), int(column), 0] for column in columns] for row in rows]
+    np.testing.assert_allclose(found, (images[:, 0, 0, 0].reshape(2, 3) + 1) / 2)
+
+
 def test_a_loss_curve_says_what_its_axes_are():
     (ax,) = plots.loss_curve([100, 200, 400], [1.0, 0.5, 0.25], "digits").axes
     assert (ax.get_xlabel(), ax.get_title("left")) == ("images seen", "digits") and "loss" in ax.get_ylabel()

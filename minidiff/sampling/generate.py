@@ -29,7 +29,8 @@ def generate(
     for k in range(0, len(seeds), batch):
         part = seeds[k : k + batch]
         noise = per_image_noise(part, shape)
-        done.append(ancestral(process, net, noise(0).to(device, solver_dtype(torch.device(device))), noise).float().cpu())
+        start = noise(0).to(device, solver_dtype(torch.device(device)))
+        done.append(ancestral(process, net, start, noise).float().cpu())
         if on_batch is not None:
             on_batch(len(part))
     return torch.cat(done)

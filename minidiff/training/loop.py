@@ -137,10 +137,10 @@ def train_step(state: State, data: Data, config: TrainingConfig, device: torch.d
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
     checked = loss.detach() + 0 * norm  # not finite where either is not
-    if device.type == "cpu" and not torch.isfinite(checked):
+    if device.type != "cpu":  # a GPU is not waited for: its fused optimiser leaves the weights, the next tick raises
+        state.optimizer.found_inf = (~torch.isfinite(checked)).float()
+    elif not torch.isfinite(checked):
         raise FloatingPointError(NOT_FINITE.format(images=state.images))
-    # A GPU is not waited for: the fused optimiser itself leaves the weights alone, and the next tick raises.
-    state.optimizer.found_inf = (~torch.isfinite(checked)).float()
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.images)
     state.optimizer.step()
