@@ -77,8 +77,9 @@ def _digits() -> tuple[Tensor, Tensor]:
 def load_images(source: str, split: Split = "train", flip: bool = False) -> Images:
     """Images by name (``digits``), or from an ``.npz`` file.
 
-    The file holds ``images``, uint8 (n, height, width, channel) or (n, height, width), in 256 levels; a fifth of them
-    is held out. Raises ValueError for a source that is neither, and for a file that holds something else.
+    The file holds ``images``, uint8 (n, height, width, channel) or (n, height, width), in 256 levels. Held out is the
+    array ``test_images`` where the file has one, and otherwise a fifth of the images. Raises ValueError for a source
+    that is neither, and for a file that holds something else.
     """
     if source == "digits":
         images = digits(split)
@@ -96,7 +97,8 @@ def load_images(source: str, split: Split = "train", flip: bool = False) -> Imag
 def _read_npz(path: Path, split: Split) -> Images:
     try:
         with np.load(path, allow_pickle=False) as file:
-            pixels = file["images"]
+            own_test = "test_images" in file
+            pixels = file["test_images" if own_test and split == "test" else "images"]
     except Exception as error:  # a zip can be broken in many ways, and each has an exception of its own
         raise ValueError(f"{path} is not a data file with an array named images: {error}") from error
     shaped = pixels.ndim in (3, 4) and pixels.shape[3:] in ((), (1,), (3,))
@@ -106,4 +108,5 @@ def _read_npz(path: Path, split: Split) -> Images:
             f"1 or 3 channels; found {pixels.dtype} {pixels.shape}."
         )
     pixels = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None])
-    return Images(rearrange(pixels, "n h w c -> n c h w")[held_out(len(pixels), split)].contiguous())
+    pixels = rearrange(pixels, "n h w c -> n c h w")
+    return Images((pixels if own_test else pixels[held_out(len(pixels), split)]).contiguous())

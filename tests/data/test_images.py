@@ -83,6 +83,14 @@ def test_a_file_of_colour_images_keeps_its_pixels(tmp_path):
         assert images.levels == 256 and images.flip
 
 
+def test_a_file_with_a_test_set_of_its_own_keeps_every_training_image(tmp_path):
+    train, test = (np.random.default_rng(k).integers(256, size=(n, 4, 4, 1), dtype=np.uint8) for k, n in ((0, 9), (1, 6)))
+    np.savez(tmp_path / "both.npz", images=train, test_images=test)
+    for split, expected in (("train", train), ("test", test)):
+        found = load_images(str(tmp_path / "both.npz"), split).pixels.numpy()
+        np.testing.assert_array_equal(found, expected.transpose(0, 3, 1, 2))
+
+
 def test_a_file_of_grey_images_gets_one_channel(tmp_path):
     np.savez_compressed(tmp_path / "grey.npz", images=np.zeros((5, 4, 6), np.uint8))
     assert load_images(str(tmp_path / "grey.npz")).pixels.shape == (4, 1, 4, 6)
