@@ -84,7 +84,8 @@ def test_a_file_of_colour_images_keeps_its_pixels(tmp_path):
 
 
 def test_a_file_with_a_test_set_of_its_own_keeps_every_training_image(tmp_path):
-    train, test = (np.random.default_rng(k).integers(256, size=(n, 4, 4, 1), dtype=np.uint8) for k, n in ((0, 9), (1, 6)))
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(256, size=(n, 4, 4, 1), dtype=np.uint8) for n in (9, 6))
     np.savez(tmp_path / "both.npz", images=train, test_images=test)
     for split, expected in (("train", train), ("test", test)):
         found = load_images(str(tmp_path / "both.npz"), split).pixels.numpy()
