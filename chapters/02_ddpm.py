@@ -1069,9 +1069,9 @@ plt.show()
 # \delta_-(x)=\begin{cases}-\infty&x=-1\\x-\frac1{255}&x>-1\end{cases}
 # \end{aligned}\tag{DDPM 13}\label{eq:ddpm-13}$$
 #
-# And which $\sigma_1$? With $\tilde\beta_1=0$ the bins would not matter, and $\sigma_1^2=\beta_1$ is a guess like
-# another. The official code puts $\tilde\beta_2$ there under both choices of the variance, because it gives a better
-# likelihood, and so does the library.
+# And which $\sigma_1$? With $\tilde\beta_1=0$ the Gaussian would be infinitely sharp, and $\sigma_1^2=\beta_1$ is a
+# guess like another. The official code puts $\tilde\beta_2$ there under both choices of the variance, because it
+# gives a better likelihood, and so does the library.
 #
 # Our digits have 17 levels, and half a bin is $1/16$. That the masses of all levels sum to one needs no integral: the
 # bins lie side by side from $-\infty$ to $\infty$. The check asserts it, compares with a quadrature that knows
@@ -1168,8 +1168,8 @@ plt.show()
 # samples and one to the data, and measure their squared *Fréchet distance*,
 # $\|\mathbf m_1-\mathbf m_2\|^2+\operatorname{tr}\big(\mathbf C_1+\mathbf C_2-2(\mathbf C_1\mathbf C_2)^{1/2}\big)$.
 # Papers do this with features of a large classifier and call it FID; in this chapter it is measured on the bare 64
-# pixels. It is zero only when means and covariances agree, and finite samples never reach zero: the distance of two
-# halves of the data from each other shows what is good enough.
+# pixels. It is zero only when means and covariances agree, and finite samples never reach zero: the distance of
+# equally many held-out digits shows what is good enough.
 
 # %% tags=["nbval-ignore-output"]
 flat = digits.x.flatten(1)
@@ -1223,13 +1223,13 @@ assert far["eps, simple"] < min(far[name] for name in others) and far["v, simple
 
 # %% [markdown]
 # Down the column of the noise the order is the paper's: equal weights draw best, level with $\mathbf v$, and learning
-# the variance hurts. Down the column of the mean only the two rows on the bound are; both fare worse here than the
-# unweighted error, which the paper could not train at all. Of the two entries that the paper calls unstable, neither
-# broke. And the paper finds hardly any difference between mean and noise under the bound, while ours is large. The
-# likely reason is length: a network asked for the mean must first learn to copy its input to a few parts in ten
-# thousand, and these runs have a thousandth of the paper's steps. (One difference of method: the library clips
-# $\hat{\mathbf x}_0$ and rebuilds the mean from it whatever was asked for; the official code leaves a predicted mean
-# as it is.)
+# the variance hurts. Down the column of the mean the two rows on the bound are in the paper's order, but both fare
+# worse here than the unweighted error, which the paper could not train at all. Of the two entries that the paper
+# calls unstable, neither broke. And the paper finds hardly any difference between mean and noise under the bound,
+# while ours is large. The likely reason is length: a network asked for the mean must first learn to copy its input to
+# a few parts in ten thousand, and these runs have a thousandth of the paper's steps. (One difference of method: the
+# library clips $\hat{\mathbf x}_0$ and rebuilds the mean from it whatever was asked for; the official code leaves a
+# predicted mean as it is.)
 #
 # The row “x0, simple” teaches the other half of the lesson of section 2.7. Its samples come next after those of the
 # noise and of $\mathbf v$, and yet its bits are the worst of the table. In the first steps the network's answer is

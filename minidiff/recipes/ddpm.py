@@ -14,12 +14,12 @@ def digits() -> Config:
         data=DataConfig(source="digits"),
         network=UNetConfig(channels=32, mult=(1, 1), blocks=1, attention=(1,), dropout=0.0),
         training=TrainingConfig(
-            images=230_400,
+            images=160_000,
             lr=1e-3,
             ramp=12_800,
             ema=(20_000,),
             tick=6_400,
-            checkpoint=76_800,
+            checkpoint=80_000,
         ),
     )
 
