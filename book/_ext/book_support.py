@@ -42,7 +42,7 @@ def stage(book: Path) -> None:
 def find_mathjax() -> Path:
     """Return the one self-contained file of MathJax (TeX in, SVG out; no fonts to fetch)."""
     package = importlib.util.find_spec("sphinx-mathjax-offline")
-    path = package and Path(package.submodule_search_locations[0]) / "static" / "mathjax" / "tex-svg.js"
+    path = package and Path(package.submodule_search_locations[0]) / "static" / "mathjax" / "tex-svg-full.js"
     if not path or not path.is_file():
         raise ExtensionError("MathJax is missing; remedy: pip install sphinx-mathjax-offline")
     return path
@@ -74,7 +74,7 @@ def clean_page(app, pagename, templatename, context, doctree) -> None:
 
 def setup(app) -> dict:
     stage(Path(app.srcdir))
-    app.config.mathjax_path = "mathjax/tex-svg.js"
+    app.config.mathjax_path = "mathjax/tex-svg-full.js"
     app.connect("builder-inited", copy_mathjax)
     app.connect("doctree-resolved", keep_equations)
     app.connect("html-page-context", clean_page, priority=900)

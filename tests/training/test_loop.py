@@ -265,7 +265,7 @@ class Kink(nn.Module):
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     config = tiny.config()
     state, kept = tiny.fresh(config), {}
-    with pytest.raises(FloatingPointError, match=r"loss nan .* after 32 images: no update was made"):
+    with pytest.raises(FloatingPointError, match="not finite after 32 images: no update was made"):
         train_library(
             state,
             Poisoned(),
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
 def test_a_gradient_that_is_not_finite_stops_before_the_update():
     config = tiny.config()
     state = begin(Model(Kink(), GaussianDiffusion(linear_betas(30))), UniformTimes(30), config.training)
-    with pytest.raises(FloatingPointError, match="gradient norm nan after 0 images"):
+    with pytest.raises(FloatingPointError, match="gradient is not finite after 0 images"):
         train(state, config)
     assert state.images == 0 and state.model.net.w.item() == 0 and state.ema.net.w.item() == 0
 
