@@ -98,7 +98,9 @@ ablation = json.loads(Path("results/ddpm_ablation.json").read_text())
 
 def drawn(row):
     """The samples stored with a row of the ablation, as images in [-1, 1]."""
-    pixels = torch.tensor(ablation["rows"][row]["samples"], dtype=torch.uint8).reshape(-1, 1, 8, 8)
+    pixels = torch.tensor(ablation["rows"][row]["samples"], dtype=torch.uint8).reshape(
+        -1, 1, 8, 8
+    )
     return md.encode(pixels, levels=17)
 
 
@@ -180,7 +182,8 @@ for t in range(1, T + 1):
     torch.testing.assert_close(gain, alpha_bar[t].sqrt(), rtol=1e-12, atol=0)
     torch.testing.assert_close(spread, 1 - alpha_bar[t], rtol=1e-12, atol=0)
 print(
-    f"of x_0 there is left: {alpha_bar[500].sqrt():.4f} after 500 steps, {alpha_bar[1000].sqrt():.4f} after 1000"
+    f"of x_0 there is left: {alpha_bar[500].sqrt():.4f} after 500 steps, "
+    f"{alpha_bar[1000].sqrt():.4f} after 1000"
 )
 
 # %% [markdown]
@@ -206,7 +209,8 @@ plots.show_grid(
 )
 plt.show()
 print(
-    f"{len(digits)} digits to train on, {len(held_out)} held out; 8×8 pixels of 17 grey levels, from -1 to 1"
+    f"{len(digits)} digits to train on, {len(held_out)} held out; "
+    "8×8 pixels of 17 grey levels, from -1 to 1"
 )
 
 # %% [markdown]
@@ -239,7 +243,10 @@ m, s2 = 0.4, 0.09  # the data: N(0.4, 0.3²)
 mean, var = torch.zeros((), dtype=double), torch.ones((), dtype=double)  # x_T ~ N(0, 1)
 for t in range(T, 0, -1):
     # of x_{t-1} under q
-    mean_prev, var_prev = alpha_bar[t - 1].sqrt() * m, alpha_bar[t - 1] * s2 + 1 - alpha_bar[t - 1]
+    mean_prev, var_prev = (
+        alpha_bar[t - 1].sqrt() * m,
+        alpha_bar[t - 1] * s2 + 1 - alpha_bar[t - 1],
+    )
     var_t = alpha[t] * var_prev + beta[t]  # of x_t under q
     # slope of the regression of x_{t-1} on x_t
     k = alpha[t].sqrt() * var_prev / var_t
@@ -298,10 +305,16 @@ back = [None] + [table(states, states) for _ in range(steps)]
 
 paths = list(itertools.product(range(states), repeat=steps + 1))  # all (x_0, x_1, x_2, x_3)
 q_path = torch.stack(
-    [data[x[0]] * math.prod(forward[t][x[t - 1], x[t]] for t in range(1, steps + 1)) for x in paths]
+    [
+        data[x[0]] * math.prod(forward[t][x[t - 1], x[t]] for t in range(1, steps + 1))
+        for x in paths
+    ]
 )
 p_path = torch.stack(
-    [prior[x[-1]] * math.prod(back[t][x[t], x[t - 1]] for t in range(1, steps + 1)) for x in paths]
+    [
+        prior[x[-1]] * math.prod(back[t][x[t], x[t - 1]] for t in range(1, steps + 1))
+        for x in paths
+    ]
 )
 
 
@@ -422,7 +435,7 @@ for t in range(1, steps + 1):
 
 
 def posterior(t, x):
-    """q(x_{t-1} | x_t, x_0) along a path, from the definition: the share of paths x_0 → x_t that pass through x_{t-1}."""
+    """q(x_{t-1} | x_t, x_0) along a path: the share of the ways x_0 → x_t through x_{t-1}."""
     return reach[t - 1][x[0], x[t - 1]] * forward[t][x[t - 1], x[t]] / reach[t][x[0], x[t]]
 
 
@@ -470,7 +483,8 @@ for t in (2, 3):
 L_0 = -(data[:, None] * forward[1] * back[1].T.log()).sum()
 torch.testing.assert_close(L_T + L_mid + L_0, L)
 print(
-    f"L = {L:.6f} = L_T {L_T:.4f} + L_2 + L_1 {L_mid:.4f} + L_0 {L_0:.4f} nats, and so do all six lines"
+    f"L = {L:.6f} = L_T {L_T:.4f} + L_2 + L_1 {L_mid:.4f} + L_0 {L_0:.4f} nats; "
+    "all six lines agree"
 )
 
 # %% [markdown]
@@ -567,7 +581,10 @@ print(
 # check: DDPM 6, DDPM 7
 a, b = 0.7, -0.3  # x_0 and x_t: any pair
 for t in (2, 40, 400, 1000):
-    centre, width = (alpha_bar[t - 1].sqrt() * a + b) / 2, 8 * (1 - alpha_bar[t - 1]).sqrt() + 1
+    centre, width = (
+        (alpha_bar[t - 1].sqrt() * a + b) / 2,
+        8 * (1 - alpha_bar[t - 1]).sqrt() + 1,
+    )
     # values of x_{t-1}
     grid = torch.linspace(centre - width, centre + width, 400_001, dtype=double)
     # log q(x_t | x_{t-1})
@@ -584,7 +601,9 @@ for t in (2, 40, 400, 1000):
     # total variation, not just moments
     assert (bayes - shape).abs().sum() < 1e-9
     mean, variance = process.q_posterior(
-        torch.tensor([[a]], dtype=double), torch.tensor([[b]], dtype=double), torch.tensor([t - 1])
+        torch.tensor([[a]], dtype=double),
+        torch.tensor([[b]], dtype=double),
+        torch.tensor([t - 1]),
     )
     # the library's table
     torch.testing.assert_close(mean.squeeze(), mu)
@@ -620,7 +639,8 @@ for sigma2 in (beta[t], beta_tilde[t]):
         target - 12 * beta[t].sqrt(), target + 12 * beta[t].sqrt(), 200_001, dtype=double
     )
     log_q = (
-        -((grid - target) ** 2) / (2 * beta_tilde[t]) - 0.5 * (2 * math.pi * beta_tilde[t]).log()
+        -((grid - target) ** 2) / (2 * beta_tilde[t])
+        - 0.5 * (2 * math.pi * beta_tilde[t]).log()
     )
     log_p = -((grid - guess) ** 2) / (2 * sigma2) - 0.5 * (2 * math.pi * sigma2).log()
     quadrature = torch.trapezoid(log_q.exp() * (log_q - log_p), grid)
@@ -639,7 +659,10 @@ for s2, best in ((0.0, beta_tilde), (1.0, beta)):  # data: a point, and N(0, 1)
     # variance of x_{t-1}, and what x_t leaves of it
     prev = alpha_bar[:-1] * s2 + 1 - alpha_bar[:-1]
     torch.testing.assert_close(
-        prev - alpha[1:] * prev**2 / (alpha[1:] * prev + beta[1:]), best[1:], rtol=1e-9, atol=1e-15
+        prev - alpha[1:] * prev**2 / (alpha[1:] * prev + beta[1:]),
+        best[1:],
+        rtol=1e-9,
+        atol=1e-15,
     )
 
 fig, ax = plt.subplots(figsize=(6.4, 2.6))
@@ -715,7 +738,9 @@ for t in (2, 30, 500, 1000):
         return (difference**2).flatten(1).mean(1) / (2 * sigma2)
 
     eq9 = half_square(
-        c0 * (xt - (1 - alpha_bar[t]).sqrt() * noise) / alpha_bar[t].sqrt() + ct * xt - mu_theta
+        c0 * (xt - (1 - alpha_bar[t]).sqrt() * noise) / alpha_bar[t].sqrt()
+        + ct * xt
+        - mu_theta
     )
     eq10 = half_square(
         (xt - beta[t] / (1 - alpha_bar[t]).sqrt() * noise) / alpha[t].sqrt() - mu_theta
@@ -807,11 +832,13 @@ for t in (2, 77, 1000):
 
 # eight bumps on a circle: the toy of this chapter
 angles = torch.linspace(0, 2 * math.pi, 9, dtype=double)[:8]
-mixture = md.Mixture(torch.ones(8), 1.2 * torch.stack([angles.cos(), angles.sin()], 1), std=0.1)
+mixture = md.Mixture(
+    torch.ones(8), 1.2 * torch.stack([angles.cos(), angles.sin()], 1), std=0.1
+)
 
 
 def exact_eps(x, t):
-    """E[ε | x_t] for the mixture: the perfect network. t counts from 0, as the library's networks do."""
+    """E[ε | x_t] for the mixture: the perfect network. t counts from 0, as in the library."""
     ab = alpha_bar[int(t[0]) + 1]
     x0_hat = mixture.denoise(x.double(), ab.sqrt().item(), (1 - ab).sqrt().item())
     return (x - ab.sqrt() * x0_hat) / (1 - ab).sqrt()
@@ -823,17 +850,20 @@ for t in (20, 200, 600):
     at = torch.full((len(points),), t - 1)
     best = process.loss(exact_eps, points, at, noise2)["loss"]
     for move in (lambda x: 0.1, lambda x: 0.1 * torch.sin(4 * x), lambda x: -0.05 * x):
-        worse = process.loss(lambda x, t, move=move: exact_eps(x, t) + move(x), points, at, noise2)[
-            "loss"
-        ]
+        worse = process.loss(
+            lambda x, t, move=move: exact_eps(x, t) + move(x), points, at, noise2
+        )["loss"]
         step = (
             torch.as_tensor(move(process.q_sample(points, at, noise2)), dtype=double) ** 2
         ).mean()
         # mean must be the square of the move
         gain = worse - best
-        assert abs(gain.mean() - step) < 4 * gain.std() / len(points) ** 0.5 and gain.mean() > 0
+        assert (
+            abs(gain.mean() - step) < 4 * gain.std() / len(points) ** 0.5 and gain.mean() > 0
+        )
     print(
-        f"t = {t:3d}: smallest possible loss {best.mean():.3f}; every move away from E[ε|x_t] costs its square"
+        f"t = {t:3d}: smallest possible loss {best.mean():.3f}; "
+        "every move away from E[ε|x_t] costs its square"
     )
 
 # %%
@@ -841,7 +871,9 @@ fig, ax = plt.subplots()
 weight = bound_weight / bound_weight[-1]
 ax.loglog(range(1, T + 1), weight)
 ax.axhline(1, color=plots.ORANGE, linestyle="--")
-ax.text(1.2, 1.2, r"$L_{\mathrm{simple}}$: every step the same", color=plots.ORANGE, fontsize=9)
+ax.text(
+    1.2, 1.2, r"$L_{\mathrm{simple}}$: every step the same", color=plots.ORANGE, fontsize=9
+)
 ax.text(1.7, 38, "the likelihood", color=plots.BLUE, fontsize=9)
 ax.set(
     xlabel="step $t$",
@@ -906,7 +938,9 @@ for t in (20, 200, 600):
         "eps": -(1 - ab).sqrt() * score,
     }
     answers["v"] = ab.sqrt() * answers["eps"] - (1 - ab).sqrt() * answers["x0"]
-    torch.testing.assert_close(answers["v"], (answers["eps"] - (1 - ab).sqrt() * xt) / ab.sqrt())
+    torch.testing.assert_close(
+        answers["v"], (answers["eps"] - (1 - ab).sqrt() * xt) / ab.sqrt()
+    )
     # E[x_0 | x_t], from Bayes' rule
     torch.testing.assert_close(answers["x0"], mixture.denoise(xt, s, sig))
     answers["mean"] = process.q_posterior(answers["x0"], xt, at)[0]
@@ -975,7 +1009,10 @@ library = md.ancestral(toy_process, exact_eps, noises[0], lambda i: noises[i])
 torch.testing.assert_close(library, x, rtol=1e-7, atol=1e-7)
 
 bump = torch.cdist(x, mixture.means).argmin(1)
-share, spread = torch.bincount(bump, minlength=8) / count, (x - mixture.means[bump]).std().item()
+share, spread = (
+    torch.bincount(bump, minlength=8) / count,
+    (x - mixture.means[bump]).std().item(),
+)
 # 7 degrees of freedom: above 24.3 once in a thousand
 chi2 = ((share - 1 / 8) ** 2 / (1 / 8)).sum() * count
 print(
@@ -1031,11 +1068,14 @@ print(
     f"(a network that answers 0 has {(perfect**2).mean():.3f})"
 )
 print(
-    f"shares of the bumps {toy_share.min():.3f} … {toy_share.max():.3f}, spread {toy_spread:.3f} (data {mixture.std})"
+    f"shares of the bumps {toy_share.min():.3f} … {toy_share.max():.3f}, "
+    f"spread {toy_spread:.3f} (data {mixture.std})"
 )
 
 # %%
-assert excess < 0.02 and toy_share.min() > 0.09 and toy_share.max() < 0.16 and toy_spread < 0.17
+assert (
+    excess < 0.02 and toy_share.min() > 0.09 and toy_share.max() < 0.16 and toy_spread < 0.17
+)
 
 fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), sharex=True, sharey=True)
 for ax, cloud, title in zip(
@@ -1111,7 +1151,8 @@ z = torch.linspace(-6, 6, 10_001, dtype=double)
 tanh_phi = 0.5 * (1 + torch.tanh((2 / math.pi) ** 0.5 * (z + 0.044715 * z**3)))
 off = (tanh_phi - torch.special.ndtr(z)).abs().max()
 print(
-    f"fifty deviations away: {far.item():.1f} nats, finite;   tanh in place of Φ is off by at most {off:.5f}"
+    f"fifty deviations away: {far.item():.1f} nats, finite;   "
+    f"tanh in place of Φ is off by at most {off:.5f}"
 )
 nearer = torch.special.log_ndtr(torch.tensor(-(1 - 1 / 255) / 0.02, dtype=double))
 assert abs(far.item() - nearer) < 1e-6 and off < 5e-4
@@ -1130,7 +1171,9 @@ torch.testing.assert_close(sharp, beta_tilde[2].sqrt())
 # %% tags=["nbval-ignore-output"]
 recipe = md.recipe("digits")
 torch.manual_seed(0)
-short = md.TrainingConfig(images=12_800, batch=64, lr=1e-3, ramp=3_200, ema=(2_000,), tick=1_280)
+short = md.TrainingConfig(
+    images=12_800, batch=64, lr=1e-3, ramp=3_200, ema=(2_000,), tick=1_280
+)
 state = md.train(
     md.begin(md.build(recipe, (1, 8, 8), levels=17), md.UniformTimes(T), short), digits, short
 )
@@ -1143,7 +1186,8 @@ assert losses[0] > 0.4 and losses[-1] < 0.35
 
 model, description = md.load("digits")
 print(
-    f"{sum(p.numel() for p in model.parameters()):,} parameters, trained on {description.config.training.images:,} images"
+    f"{sum(p.numel() for p in model.parameters()):,} parameters, "
+    f"trained on {description.config.training.images:,} images"
 )
 
 # %%
@@ -1160,7 +1204,9 @@ seeds = range(40)
 # image i is a function of its seed alone
 noise = md.per_image_noise(seeds, (1, 8, 8))
 samples = md.ancestral(model.process, model.net, noise(0), noise, callback=keep)
-plots.show_grid(samples, columns=10, title="Forty samples: most are digits that anyone can read")
+plots.show_grid(
+    samples, columns=10, title="Forty samples: most are digits that anyone can read"
+)
 plt.show()
 
 # %% [markdown]
@@ -1178,7 +1224,8 @@ many = md.ancestral(model.process, model.net, noise(0), noise)
 distance = md.frechet_distance(md.encode(md.decode(many, 17), 17).flatten(1), flat)
 reference = md.frechet_distance(held_out.x[:128].flatten(1), flat)
 print(
-    f"distance from the training digits: 128 samples {distance:.2f}, 128 held-out digits {reference:.2f}"
+    f"distance from the training digits: 128 samples {distance:.2f}, "
+    f"128 held-out digits {reference:.2f}"
 )
 
 # %%
@@ -1211,11 +1258,17 @@ for name, row in ablation["rows"].items():
     print(f"{name:<34}{bits}{row['frechet']:>9.2f}")
 
 far = {name: row["frechet"] for name, row in ablation["rows"].items()}
-eps = [far["eps, simple"], far["eps, bound, fixed variance"], far["eps, bound, learned variance"]]
+eps = [
+    far["eps, simple"],
+    far["eps, bound, fixed variance"],
+    far["eps, bound, learned variance"],
+]
 mean = [far["mean, bound, fixed variance"], far["mean, bound, learned variance"]]
 assert eps == sorted(eps) and mean == sorted(mean)  # the paper's order down each column
 others = [
-    name for name in far if "schedule" not in name and name not in ("eps, simple", "v, simple")
+    name
+    for name in far
+    if "schedule" not in name and name not in ("eps, simple", "v, simple")
 ]
 assert far["eps, simple"] < min(far[name] for name in others) and far["v, simple"] < min(
     far[name] for name in others
@@ -1256,7 +1309,9 @@ test = held_out.x.double()
 bound = md.likelihood_bound(model.process, model.net, test, rng(15), count=120)
 
 # (64, 17), half a count for the unseen
-counts = torch.stack([(digits.pixels == k).sum(0).flatten() for k in range(17)], 1).double() + 0.5
+counts = (
+    torch.stack([(digits.pixels == k).sum(0).flatten() for k in range(17)], 1).double() + 0.5
+)
 log_histogram = (counts / counts.sum(1, keepdim=True)).log()
 # per example
 histogram_nats = -log_histogram.gather(1, held_out.pixels.flatten(1).long().T).T.mean(1)
@@ -1323,7 +1378,7 @@ grid17 = 2 * torch.arange(17, dtype=double) / 16 - 1
 
 
 def histogram_eps(x, t):
-    """E[ε | x_t] if pixels were independent with the counted probabilities: a perfect network for that model."""
+    """E[ε | x_t] for independent pixels with the counted probabilities: perfect for that model."""
     ab = alpha_bar[t.long() + 1].reshape(-1, 1, 1)
     # (batch, 64, 1)
     value = x.flatten(1).double()[:, :, None]
@@ -1373,7 +1428,10 @@ width = (bound.edges[1:] - bound.edges[:-1]).double()
 fig, ax = plt.subplots()
 ax.loglog(centre, bound.terms / width, label="the trained network")
 ax.loglog(
-    centre, ideals["small"].terms / width, "--", label="perfect network for independent pixels"
+    centre,
+    ideals["small"].terms / width,
+    "--",
+    label="perfect network for independent pixels",
 )
 ax.axvline(edge, color=plots.INK, linewidth=0.8, linestyle=":")
 ax.text(edge * 1.08, 3e-1, "noise of half a level: one in three rounds wrong", fontsize=8.5)
@@ -1467,23 +1525,24 @@ K = 512
 def undo_step(t, xt, x0):
     """Mean and variance of q(x_{t-1} | x_t, x_0)."""
     ab, prev = short_ab[t], short_ab[t - 1]
-    return (prev.sqrt() * short_beta[t] * x0 + (1 - short_beta[t]).sqrt() * (1 - prev) * xt) / (
-        1 - ab
-    ), (1 - prev) / (1 - ab) * short_beta[t]
+    return (
+        prev.sqrt() * short_beta[t] * x0 + (1 - short_beta[t]).sqrt() * (1 - prev) * xt
+    ) / (1 - ab), (1 - prev) / (1 - ab) * short_beta[t]
 
 
 def guess(t, xt):
     """x̂_0: the perfect network for one pixel."""
     return (
         (
-            log_histogram[pixel] - (xt - short_ab[t].sqrt() * grid17) ** 2 / (2 * (1 - short_ab[t]))
+            log_histogram[pixel]
+            - (xt - short_ab[t].sqrt() * grid17) ** 2 / (2 * (1 - short_ab[t]))
         ).softmax(0)
         * grid17
     ).sum()
 
 
 def candidates(t, x_next, shared):
-    """What both sides draw: K samples of p(x_8), or of p_θ(x_t | x_{t+1}), with mean and variance."""
+    """What both sides draw: K samples of p(x_8) or p_θ(x_t | x_{t+1}), with mean and variance."""
     mean, var = (
         (torch.zeros(()), torch.ones(()))
         if t == 8
@@ -1494,7 +1553,9 @@ def candidates(t, x_next, shared):
 
 def last_step(x1):
     """What both sides know of x_0 at the end: the 17 log masses of the decoder, and their order."""
-    std = (short_beta[2] * (1 - short_ab[1]) / (1 - short_ab[2])).sqrt()  # √β̃_2, as in the library
+    std = (
+        short_beta[2] * (1 - short_ab[1]) / (1 - short_ab[2])
+    ).sqrt()  # √β̃_2, as in the library
     mean = guess(1, x1).expand(17)
     log_mass = md.discretised_normal_log_prob(grid17, mean, std.expand(17), 17)
     return log_mass, log_mass.argsort(descending=True)
@@ -1531,7 +1592,9 @@ for i, level in enumerate(digits.pixels.flatten(1)[:600, pixel].long()):
     xs, x0_received = receive(numbers, 1000 + i)
     assert x0_received == grid17[level]  # the data arrive, exactly
     errors.append(
-        torch.stack([guess(t, x) - x0_received for t, x in zip(range(8, 0, -1), xs, strict=True)])
+        torch.stack(
+            [guess(t, x) - x0_received for t, x in zip(range(8, 0, -1), xs, strict=True)]
+        )
     )
     costs.append(cost)
 rmse = torch.stack(errors).pow(2).mean(0).sqrt()
@@ -1540,7 +1603,8 @@ theory = []
 for t in range(8, 0, -1):
     xt = torch.linspace(-6, 6, 4001, dtype=double)[:, None]
     joint = (
-        log_histogram[pixel] - (xt - short_ab[t].sqrt() * grid17) ** 2 / (2 * (1 - short_ab[t]))
+        log_histogram[pixel]
+        - (xt - short_ab[t].sqrt() * grid17) ** 2 / (2 * (1 - short_ab[t]))
     ).exp()
     mean = (joint * grid17).sum(1, keepdim=True) / joint.sum(1, keepdim=True)
     theory.append(((joint * (grid17 - mean) ** 2).sum() / joint.sum()).sqrt())
@@ -1552,7 +1616,9 @@ print(
     f"cost by the bound: {sum(costs) / len(costs):.2f} bits a pixel; its entropy is {entropy:.2f} bits: "
     "eight steps are few, and their undoings far from Gaussian"
 )
-assert ((rmse - theory).abs() < 0.1 * theory + 0.02).all() and sum(costs) / len(costs) > entropy
+assert ((rmse - theory).abs() < 0.1 * theory + 0.02).all() and sum(costs) / len(
+    costs
+) > entropy
 
 # %% [markdown]
 # The receiver need not wait for the end. After any step it can look at $\hat{\mathbf x}_0$, so the code is
@@ -1569,7 +1635,9 @@ steps_down = T - bound.edges[:-1].flip(0)
 fig, axes = plt.subplots(1, 2, figsize=(6.6, 2.7), sharey=True)
 axes[0].plot(steps_down, rmse)
 axes[0].set(
-    xlabel="reverse steps received", ylabel="error of $\\hat x_0$, grey levels", ylim=(0, None)
+    xlabel="reverse steps received",
+    ylabel="error of $\\hat x_0$, grey levels",
+    ylim=(0, None),
 )
 axes[1].plot(rate, rmse)
 axes[1].set(xlabel="rate, bits per pixel", xlim=(0, None))
@@ -1580,7 +1648,9 @@ plt.suptitle(
 )
 plt.show()
 print(f"{'reverse steps':>14}{'bits/dim':>10}{'error':>8}")
-for k in [int((steps_down - s).abs().argmin()) for s in (100, 300, 500, 700, 900, 950, 990, 1000)]:
+for k in [
+    int((steps_down - s).abs().argmin()) for s in (100, 300, 500, 700, 900, 950, 990, 1000)
+]:
     print(f"{steps_down[k]:>14}{rate[k]:>10.4f}{rmse[k]:>8.3f}")
 
 # %%
@@ -1597,7 +1667,9 @@ assert rmse[half] < 1.5 and rmse[0] > 4 and rate[-1] > 4 * rate[half]
 # when it decides what.
 
 # %% tags=["nbval-ignore-output"]
-stack = torch.stack([pictures[t][1][:10] for t in sorted(pictures, reverse=True)], 0).flatten(0, 1)
+stack = torch.stack([pictures[t][1][:10] for t in sorted(pictures, reverse=True)], 0).flatten(
+    0, 1
+)
 plots.show_grid(
     stack,
     columns=10,
@@ -1659,7 +1731,9 @@ pair = held_out.x[[0, 8]].double()
 weights = torch.linspace(0, 1, 9, dtype=double).reshape(-1, 1, 1, 1)
 rows = [(1 - weights) * pair[0] + weights * pair[1]]
 for t in (100, 300, 500):
-    shared_noise = torch.randn(1, 1, 8, 8, generator=rng(20), dtype=double).expand(2, -1, -1, -1)
+    shared_noise = torch.randn(1, 1, 8, 8, generator=rng(20), dtype=double).expand(
+        2, -1, -1, -1
+    )
     noisy = process.q_sample(pair, torch.full((2,), t - 1), shared_noise)
     mixed = (1 - weights) * noisy[0] + weights * noisy[1]
     way = md.batch_noise(rng(21), 1, (1, 8, 8))
@@ -1708,8 +1782,11 @@ def count(step, x, t, x0_hat):
 noise = md.per_image_noise(range(100, 164), (1, 8, 8))
 x = md.ancestral(unclipped, model.net, noise(0), noise, callback=count)
 apart = (md.decode(x, 17) != md.decode(many[:64], 17)).double().mean()
-print("x̂_0 outside [-1, 1]: " + ", ".join(f"{outside[t]:.0%} at t = {t}" for t in (1000, 500, 10)))
-print(f"pixels that end on another grey level than with clipping, from the same noise: {apart:.0%}")
+shares = ", ".join(f"{outside[t]:.0%} at t = {t}" for t in (1000, 500, 10))
+print(f"x̂_0 outside [-1, 1]: {shares}")
+print(
+    f"pixels that end on another grey level than with clipping, from the same noise: {apart:.0%}"
+)
 for name, these in (("clipped", many[:64]), ("unclipped", x)):
     grey = md.encode(md.decode(these, 17), 17).flatten(1)
     print(f"distance of these 64 samples, {name}: {md.frechet_distance(grey, flat):.2f}")
@@ -1733,11 +1810,15 @@ assert torch.isfinite(x).all() and outside[1000] > 0.2 and apart < 0.9
 # %%
 at = torch.full((5,), 99)
 x5, noise5 = digits.x[:5].double(), torch.randn(5, 1, 8, 8, generator=rng(22), dtype=double)
-off_by_one = (process.q_sample(x5, at, noise5) - process.q_sample(x5, at + 1, noise5)).abs().max()
+off_by_one = (
+    (process.q_sample(x5, at, noise5) - process.q_sample(x5, at + 1, noise5)).abs().max()
+)
 print(
     f"index off by one at t = 100:    x_t differs by at most {off_by_one:.4f}, and nobody notices"
 )
-print(f"noise kept in the last step:    standard deviation {beta[1].sqrt() * 8:.2f} grey levels")
+print(
+    f"noise kept in the last step:    standard deviation {beta[1].sqrt() * 8:.2f} grey levels"
+)
 single = torch.cumprod(1 - torch.linspace(1e-4, 0.02, T), 0)
 relative = ((1 - single[0].double()) / (1 - alpha_bar[1]) - 1).abs()
 print(f"tables in single precision:     1 − ᾱ_1 is off by {relative:.1e}, relatively")
@@ -1747,11 +1828,13 @@ kernel = process.reverse(
     torch.zeros(len(test), dtype=torch.long),
 )
 wrong, right = (
-    -md.discretised_normal_log_prob(test, kernel.mean, kernel.scale, levels).mean() / math.log(2)
+    -md.discretised_normal_log_prob(test, kernel.mean, kernel.scale, levels).mean()
+    / math.log(2)
     for levels in (256, 17)
 )
 print(
-    f"levels=256 for 17 grey levels:  the decoder's term is {wrong:.3f} bits/dim where {right:.3f} is true"
+    f"levels=256 for 17 grey levels:  the decoder's term is {wrong:.3f} bits/dim, "
+    f"where {right:.3f} is true"
 )
 assert 0 < off_by_one < 0.05 and 1e-5 < relative < 1e-2 and wrong > right + 0.5
 
@@ -1793,7 +1876,9 @@ for name in ("digits", "ddpm-cifar10"):
 # %%
 from torch.utils.flop_counter import FlopCounterMode
 
-print(f"{'':<18}{'parameters':>13}{'GFLOP/image':>13}{'images':>14}{'EFLOP':>9}{'memory':>11}")
+print(
+    f"{'':<18}{'parameters':>13}{'GFLOP/image':>13}{'images':>14}{'EFLOP':>9}{'memory':>11}"
+)
 for name, shape in (
     ("digits", (1, 8, 8)),
     ("ddpm-cifar10", (3, 32, 32)),
@@ -1804,7 +1889,10 @@ for name, shape in (
         big = md.build(recipe, shape, 256)
         with FlopCounterMode(display=False) as counter:
             big.net(torch.zeros(1, *shape), torch.zeros(1))
-    n_parameters, forward_flop = sum(p.numel() for p in big.parameters()), counter.get_total_flops()
+    n_parameters, forward_flop = (
+        sum(p.numel() for p in big.parameters()),
+        counter.get_total_flops(),
+    )
     total = 3 * forward_flop * recipe.training.images
     print(
         f"{name:<18}{n_parameters:>13,}{forward_flop / 1e9:>13.3f}{recipe.training.images:>14,}"
@@ -1886,17 +1974,21 @@ for name, shape in (
 
 # %% nbgrader={"grade": false, "grade_id": "posterior", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["hide-cell"]
 def posterior_of(x0, xt, t, betas):
-    """Mean and variance of q(x_{t-1} | x_t, x_0).  x0, xt: tensors of one shape; t: int in 1…T; betas: (T,)."""
+    """Mean and variance of q(x_{t-1} | x_t, x_0).  x0, xt: one shape; t: 1…T; betas: (T,)."""
     ### BEGIN SOLUTION
     kept = torch.cat([betas.new_ones(1), torch.cumprod(1 - betas, 0)])
     b = betas[t - 1]
-    mean = (kept[t - 1].sqrt() * b * x0 + (1 - b).sqrt() * (1 - kept[t - 1]) * xt) / (1 - kept[t])
+    mean = (kept[t - 1].sqrt() * b * x0 + (1 - b).sqrt() * (1 - kept[t - 1]) * xt) / (
+        1 - kept[t]
+    )
     return mean, (1 - kept[t - 1]) / (1 - kept[t]) * b
     ### END SOLUTION
 
 
 # %% nbgrader={"grade": true, "grade_id": "posterior_test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
-mean, variance = posterior_of(torch.tensor(1.0), torch.tensor(0.0), 2, torch.tensor([0.5, 0.5]))
+mean, variance = posterior_of(
+    torch.tensor(1.0), torch.tensor(0.0), 2, torch.tensor([0.5, 0.5])
+)
 # by hand: ᾱ_1 = 1/2, ᾱ_2 = 1/4
 assert abs(mean - 0.4714) < 1e-3 and abs(variance - 1 / 3) < 1e-6
 ### BEGIN HIDDEN TESTS
@@ -1961,7 +2053,9 @@ def four_names(eps, xt, kept):
 
 # %% nbgrader={"grade": true, "grade_id": "four_names_test", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 # by hand: signal 0.8, noise 0.6
-names = four_names(torch.tensor([0.6], dtype=double), torch.tensor([0.98], dtype=double), 0.64)
+names = four_names(
+    torch.tensor([0.6], dtype=double), torch.tensor([0.98], dtype=double), 0.64
+)
 assert abs(names["x0"] - 0.775) < 1e-12 and abs(names["score"] + 1) < 1e-12
 ### BEGIN HIDDEN TESTS
 clean, dirt = (torch.randn(5, 2, generator=rng(k), dtype=double) for k in (32, 33))
@@ -2004,9 +2098,9 @@ for variance in ("large", "small"):
             value = x.flatten(1)[:, :, None]
             fit = log_share - (value - ab.sqrt() * values17) ** 2 / (2 * (1 - ab))
             x0_hat = (fit.softmax(2) * values17).sum(2)
-            return ((value[..., 0] - ab[..., 0].sqrt() * x0_hat) / (1 - ab[..., 0]).sqrt()).reshape(
-                x.shape
-            )
+            return (
+                (value[..., 0] - ab[..., 0].sqrt() * x0_hat) / (1 - ab[..., 0]).sqrt()
+            ).reshape(x.shape)
 
         found.append(md.likelihood_bound(chain, pixel_eps, unseen, rng(34), count=60).total)
     plt.semilogx(factors, found, marker="o", label=f"{variance} variance")
