@@ -5,7 +5,7 @@ Tables are float64 buffers that no checkpoint stores: they are rebuilt from β.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +53,10 @@ class GaussianDiffusion(nn.Module):
         clip: bool = True,
     ):
         super().__init__()
+        choices = (("predict", predict, Prediction), ("variance", variance, Variance), ("loss", loss, Loss))
+        for argument, value, kind in choices:
+            if value not in get_args(kind):
+                raise ValueError(f"{argument}={value!r}: take one of {', '.join(get_args(kind))}.")
         betas = betas.double()
         if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
             raise ValueError("betas: give at least 2 values, each above 0 and at most 1, and 1 only at the end.")

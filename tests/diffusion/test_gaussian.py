@@ -1,5 +1,8 @@
 """The Gaussian process against Bayes, closed forms for Gaussian data, brute-force integrals, and diffusers."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -391,3 +394,20 @@ def test_gradients_of_the_bound_stay_finite_under_a_bad_network(T, dtype, genera
 def test_arguments_that_make_no_process_are_refused(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         GaussianDiffusion(**{"betas": SHORT, **arguments})
+
+
+def test_a_choice_that_does_not_exist_is_refused_where_types_are_not_checked():
+    code = """
+import minidiff as md
+for wrong in ({"predict": "epsilon"}, {"variance": "fixed"}, {"loss": "mse"}):
+    try:
+        md.GaussianDiffusion(md.linear_betas(100), **wrong)
+    except ValueError as error:
+        print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert out == [
+        "predict='epsilon': take one of eps, x0, mean, v.",
+        "variance='fixed': take one of large, small, learned.",
+        "loss='mse': take one of simple, bound.",
+    ]
