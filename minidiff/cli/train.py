@@ -110,7 +110,7 @@ def train_with_bar(state: State, images: Images, description: Description, out: 
     """The loop, with a progress bar on a terminal and a line a tick elsewhere."""
     config = description.config.training
     if state.images:
-        print(f"going on after {state.images:,} images")
+        print(f"{'going on after' if state.images < config.images else 'already trained on'} {state.images:,} images")
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=config.images, initial=state.images, unit=" images", unit_scale=True, disable=None) as bar:
 

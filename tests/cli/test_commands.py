@@ -43,7 +43,7 @@ def test_every_number_of_a_recipe_can_be_changed_and_is_kept(run):
 def test_a_finished_run_can_be_asked_for_again(minidiff, run):
     before = files(run)
     ended = minidiff("train", "digits", "--out", run, *TINY, "--resume")
-    assert ended.code == 0 and "going on after 96 images" in ended.out
+    assert ended.code == 0 and "already trained on 96 images" in ended.out
     assert files(run) == before
 
 
