@@ -19,7 +19,7 @@ def digits() -> Config:
             ramp=12_800,
             ema=(20_000,),
             tick=6_400,
-            checkpoint=80_000,
+            checkpoint=32_000,
         ),
     )
 
