@@ -11,6 +11,9 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "digits": ddpm.digits,
     "ddpm-cifar10": ddpm.ddpm_cifar10,
     "ddpm-celebahq256": ddpm.ddpm_celebahq256,
+    "ddpm-lsun-church256": ddpm.ddpm_lsun_church256,
+    "ddpm-lsun-bedroom256": ddpm.ddpm_lsun_bedroom256,
+    "ddpm-lsun-cat256": ddpm.ddpm_lsun_cat256,
 }
 
 

@@ -23,13 +23,19 @@ def test_every_recipe_can_be_trained_and_carries_its_name(name):
     check(config)
     assert config.recipe == name
     assert len(SCHEDULES[config.process.schedule](config.process.T)) == config.process.T
-    size = {"digits": 8, "ddpm-cifar10": 32, "ddpm-celebahq256": 256}[name]
+    size = {"digits": 8, "ddpm-cifar10": 32}.get(name, 256)
     assert size % network(config, 3).divisor == 0
 
 
 @pytest.mark.parametrize(
     "name, count, batch, steps, lr",
-    [("ddpm-cifar10", 35_746_307, 128, 800_000, 2e-4), ("ddpm-celebahq256", 113_673_219, 64, 500_000, 2e-5)],
+    [
+        ("ddpm-cifar10", 35_746_307, 128, 800_000, 2e-4),
+        ("ddpm-celebahq256", 113_673_219, 64, 500_000, 2e-5),
+        ("ddpm-lsun-church256", 113_673_219, 64, 1_200_000, 2e-5),
+        ("ddpm-lsun-bedroom256", 113_673_219, 64, 2_400_000, 2e-5),
+        ("ddpm-lsun-cat256", 113_673_219, 64, 1_800_000, 2e-5),
+    ],
 )
 def test_ddpm_has_the_settings_of_its_appendix(name, count, batch, steps, lr):
     config = recipe(name)
@@ -42,7 +48,8 @@ def test_ddpm_has_the_settings_of_its_appendix(name, count, batch, steps, lr):
     assert math.log(2) / -math.log(0.9999) * batch == pytest.approx(half_life, rel=1e-3)
     assert (process.predict, process.variance, process.loss) == ("eps", "large", "simple")
     assert torch.equal(SCHEDULES[process.schedule](process.T, **process.schedule_options), linear_betas(1000))
-    assert config.network.dropout == (0.1 if "cifar" in name else 0.0) and config.data.flip
+    assert config.network.dropout == (0.1 if "cifar" in name else 0.0)
+    assert config.data.flip == ("bedroom" not in name)
 
 
 def test_checkpoints_fall_on_ticks():
