@@ -1,4 +1,4 @@
-"""``python -m minidiff`` is ``minidiff``, for ``torchrun -m minidiff``."""
+"""``python -m minidiff`` is ``minidiff``."""
 
 import sys
 

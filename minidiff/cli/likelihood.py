@@ -28,6 +28,8 @@ class Options:
     """Strata of steps; one step is drawn in each, for each example."""
     seed: int = 0
     """Of the steps and the noise."""
+    batch: int = 500
+    """Examples that the network sees at a time."""
     weights: str | None = None
     """model for the raw weights, ema-… for an average; the longest average by default."""
     device: Device = "auto"

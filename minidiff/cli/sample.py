@@ -45,6 +45,9 @@ def run(argv: list[str]) -> None:
     device = choose_device(options.device)
     model, description = load(options.run, options.weights)
     model = place(model, device)
+    options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that can't be made costs none
+    name = "-".join([*options.run.parts[-2:], *([options.weights] if options.weights else [])]).replace("/", "")
+    stem = options.out / f"{name}-seed{options.seed}-n{options.n}"
     seeds = range(options.seed, options.seed + options.n)
     with tqdm(total=options.n, unit=" images", disable=None) as bar:
         x = generate(model.process, model.net, description.shape, seeds, options.batch, device, bar.update)
@@ -52,8 +55,6 @@ def run(argv: list[str]) -> None:
     from minidiff import plots  # here, because matplotlib is slow to import
 
     pixels = decode(x, description.levels)
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"{options.run.resolve().name}-seed{options.seed}-n{options.n}"
     plots.save_grid(encode(pixels[:100], description.levels), f"{stem}.png")
     np.savez_compressed(f"{stem}.npz", arr_0=rearrange(pixels, "n c h w -> n h w c").numpy(), seeds=np.array(seeds))
     print(f"picture  {stem}.png\nimages   {stem}.npz  (arr_0: n, height, width, channel; {description.levels} levels)")

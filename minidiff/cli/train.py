@@ -1,6 +1,6 @@
 """``minidiff train RECIPE``: from a recipe, or a run that was interrupted, to a trained model with samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +50,13 @@ def run(argv: list[str]) -> None:
     base = recipe(name)
     default = Options(base.data, base.process, base.network, base.training, Path("runs") / name)
     options = tyro.cli(Options, default=default, args=argv, prog=f"minidiff train {name}")
+    latest = training.newest(options.out)
+    if options.resume and latest:  # a run goes on with its own settings; what is typed is compared with them
+        own = training.read_description(latest).config
+        if own.recipe != name:
+            raise ValueError(f"{options.out} is a run of {own.recipe}, not of {name}: give another --out.")
+        default = Options(own.data, own.process, own.network, own.training, options.out)
+        options = tyro.cli(Options, default=default, args=argv, prog=f"minidiff train {name}")
     config = Config(name, options.data, options.process, options.network, options.training)
     state, description, images = prepare(config, options)
 
@@ -72,6 +79,9 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file: give --out a folder.")
     images = load_images(config.data.source, flip=config.data.flip)
+    if Path(config.data.source).is_file():  # so that later commands find it from anywhere
+        source = str(Path(config.data.source).resolve())
+        config = replace(config, data=replace(config.data, source=source))
     description = Description(config, tuple(images.pixels.shape[1:]), images.levels)
     if latest:
         compare(training.read_description(latest), description, options.out)
@@ -96,8 +106,12 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
 
 
 def compare(old: Description, new: Description, out: Path) -> None:
-    """Raises ValueError where the run in the folder was made with other settings; only its length may change."""
-    changed = [line for line in training.differences(old.config, new.config) if not line.startswith("training.images:")]
+    """Raises ValueError where the run in the folder was made with other settings.
+
+    Its length may change, how often it reports and saves, and where its data lie.
+    """
+    free = ("training.images:", "training.tick:", "training.checkpoint:", "data.source:")
+    changed = [line for line in training.differences(old.config, new.config) if not line.startswith(free)]
     if (old.shape, old.levels) != (new.shape, new.levels):
         changed.append(f"data: {old.shape} in {old.levels} levels, {new.shape} in {new.levels}")
     if changed:
@@ -126,7 +140,9 @@ def train_with_bar(state: State, images: Images, description: Description, out: 
                 state, images, config, out, description, on_step=lambda _: bar.update(config.batch), on_tick=on_tick
             )
         except KeyboardInterrupt:
-            print(f"\nstopped after {state.images:,} images; the same command with --resume goes on.")
+            latest = training.newest(out)
+            where = f"goes on after {int(latest.name):,}" if latest else "begins again: there is no checkpoint yet"
+            print(f"\nstopped after {state.images:,} images; the same command with --resume {where}.")
             raise
 
 

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ class Images:
 
 def held_out(n: int, split: Split) -> Int[Tensor, " m"]:
     """Places of the training four fifths, or of the held-out fifth, of n examples: the same wherever they are used."""
+    if split not in get_args(Split):
+        raise ValueError(f"split={split!r}: take train or test.")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(2015))
     return order[n // 5 :] if split == "train" else order[: n // 5]
 
@@ -74,14 +76,14 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(raw.images[:, None].astype(np.uint8)), torch.from_numpy(raw.target)
 
 
-def load_images(source: str, split: Split = "train", flip: bool = False) -> Images:
+def load_images(source: str | Path, split: Split = "train", flip: bool = False) -> Images:
     """Images by name (``digits``), or from an ``.npz`` file.
 
     The file holds ``images``, uint8 (n, height, width, channel) or (n, height, width), in 256 levels. Held out is the
     array ``test_images`` where the file has one, and otherwise a fifth of the images. Raises ValueError for a source
     that is neither, and for a file that holds something else.
     """
-    if source == "digits":
+    if str(source) == "digits":
         images = digits(split)
     else:
         path = Path(source)
@@ -108,5 +110,5 @@ def _read_npz(path: Path, split: Split) -> Images:
             f"1 or 3 channels; found {pixels.dtype} {pixels.shape}."
         )
     pixels = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None])
-    pixels = rearrange(pixels, "n h w c -> n c h w")
-    return Images((pixels if own_test else pixels[held_out(len(pixels), split)]).contiguous())
+    pixels, kept = rearrange(pixels, "n h w c -> n c h w"), held_out(len(pixels), split)
+    return Images((pixels if own_test else pixels[kept]).contiguous())

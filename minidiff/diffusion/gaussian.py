@@ -83,6 +83,8 @@ class GaussianDiffusion(nn.Module):
             "betas": betas,
             "alpha_bar": alpha_bar,
             "alpha_bar_prev": alpha_bar_prev,
+            "signal": alpha_bar.sqrt(),  # what x_t holds of x_0 …
+            "noise": (1 - alpha_bar).sqrt(),  # … and of ε; here, since 1 − ᾱ cancels in single precision
             "sigma": ((1 - alpha_bar) / alpha_bar).sqrt(),  # noise over signal: EDM's σ
             "beta_tilde": beta_tilde,
             "log_beta_tilde": torch.cat([floor, beta_tilde[1:]]).log(),
@@ -102,8 +104,7 @@ class GaussianDiffusion(nn.Module):
 
     def q_sample(self, x0: Data, t: Steps, noise: Data) -> Data:
         """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε: t steps of noise at once (DDPM 4)."""
-        alpha_bar = self._at("alpha_bar", t, x0)
-        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+        return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
 
     def q_posterior(self, x0: Data, xt: Data, t: Steps) -> tuple[Data, Data]:
         """Mean μ̃_t(x_t, x_0) and variance β̃_t of q(x_{t−1} | x_t, x_0) (DDPM 6, DDPM 7)."""
@@ -114,24 +115,23 @@ class GaussianDiffusion(nn.Module):
 
     def target(self, x0: Data, t: Steps, noise: Data) -> Data:
         """What the network should answer for this example, in the chosen parametrisation."""
-        alpha_bar = self._at("alpha_bar", t, x0)
         if self.predict == "eps":
             return noise
         if self.predict == "x0":
             return x0
         if self.predict == "v":
-            return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+            return self._at("signal", t, x0) * noise - self._at("noise", t, x0) * x0
         return self.q_posterior(x0, self.q_sample(x0, t, noise), t)[0]
 
     def x0_from(self, prediction: Data, xt: Data, t: Steps) -> Data:
         """x̂_0 from the network's prediction at x_t; for ``eps`` this is (DDPM 15)."""
-        alpha_bar = self._at("alpha_bar", t, xt)
+        signal, noise = self._at("signal", t, xt), self._at("noise", t, xt)
         if self.predict == "eps":
-            return (xt - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+            return (xt - noise * prediction) / signal
         if self.predict == "x0":
             return prediction
         if self.predict == "v":
-            return alpha_bar.sqrt() * xt - (1 - alpha_bar).sqrt() * prediction
+            return signal * xt - noise * prediction
         return self.x0_from_mean(prediction, xt, t)
 
     def x0_from_mean(self, mean: Data, xt: Data, t: Steps) -> Data:
@@ -140,19 +140,20 @@ class GaussianDiffusion(nn.Module):
 
     # ---- the reverse chain ------------------------------------------------------------------------------------------
 
-    def reverse(self, net: Net, x: Data, t: Steps, clip: bool | None = None, **cond: Tensor) -> Normal:
-        """p_θ(x_{t−1} | x_t) as a Normal (DDPM 1); its mean is (DDPM 11) where nothing is clipped.
+    def believe(
+        self, net: Net, x: Data, t: Steps, clip: bool | None = None, **cond: Tensor
+    ) -> tuple[Data, Data | None]:
+        """x̂_0 at x_t, clipped where asked, and log σ² where it is learned; ``clip`` overrides the process's own choice.
 
-        ``clip`` overrides the process's own choice. x may be float64 while the network keeps its own precision.
+        x may be float64 while the network keeps its own precision.
         """
         prediction, log_variance = self._split(self._call(net, x, t, cond))
         x0_hat = self.x0_from(prediction, x, t)
-        if self.clip if clip is None else clip:
-            x0_hat = x0_hat.clamp(-1, 1)
-        mean, _ = self.q_posterior(x0_hat, x, t)
-        if log_variance is None:
-            log_variance = self._at("log_beta" if self.variance == "large" else "log_beta_tilde", t, x)
-        return Normal(mean, torch.exp(0.5 * log_variance).expand_as(mean), validate_args=False)
+        return x0_hat.clamp(-1, 1) if (self.clip if clip is None else clip) else x0_hat, log_variance
+
+    def reverse(self, net: Net, x: Data, t: Steps, clip: bool | None = None, **cond: Tensor) -> Normal:
+        """p_θ(x_{t−1} | x_t) as a Normal (DDPM 1); its mean is (DDPM 11) where nothing is clipped."""
+        return self._kernel(*self.believe(net, x, t, clip, **cond), x, t)
 
     def denoiser(self, net: Net) -> "GaussianDenoiser":
         """The same network as a function of x_0 + σ n and σ, the form in which any ODE or SDE solver takes it."""
@@ -178,12 +179,13 @@ class GaussianDiffusion(nn.Module):
         decoder (DDPM 13).
         """
         xt = self.q_sample(x0, t, noise)
-        reverse = self.reverse(net, xt, t, clip, **cond)
+        x0_hat, log_variance = self.believe(net, xt, t, clip, **cond)
+        reverse = self._kernel(x0_hat, log_variance, xt, t)
         mean, _ = self.q_posterior(x0, xt, t)
         kl = normal_kl(mean, self._at("log_beta_tilde", t, xt), reverse.mean, 2 * reverse.scale.log())
         decoder = -discretised_normal_log_prob(x0, reverse.mean, reverse.scale, self.levels)
         nats = torch.where(t == 0, flat_mean(decoder), flat_mean(kl))
-        return {"bits": nats / LN2, "x0_mse": flat_mean((self.x0_from_mean(reverse.mean, xt, t) - x0) ** 2)}
+        return {"bits": nats / LN2, "x0_mse": flat_mean((x0_hat - x0) ** 2)}
 
     def prior_term(self, x0: Data) -> PerExample:
         """L_T = D_KL(q(x_T | x_0) ‖ N(0, I)) in bits per dimension: what is left of the data in x_T (DDPM 5)."""
@@ -197,6 +199,13 @@ class GaussianDiffusion(nn.Module):
     def _at(self, table: str, t: Steps, x: Tensor) -> Tensor:
         """Row t of a table, in x's precision, shaped to broadcast over x's dimensions."""
         return getattr(self, table)[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+    def _kernel(self, x0_hat: Data, log_variance: Data | None, xt: Data, t: Steps) -> Normal:
+        """The posterior (DDPM 6) with x̂_0 in place of x_0, and the variance of the reverse chain."""
+        mean, _ = self.q_posterior(x0_hat, xt, t)
+        if log_variance is None:
+            log_variance = self._at("log_beta" if self.variance == "large" else "log_beta_tilde", t, xt)
+        return Normal(mean, torch.exp(0.5 * log_variance).expand_as(mean), validate_args=False)
 
     def _call(self, net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> Tensor:
         """The network at x_t in its own precision, its answer in x's; it is fed the bare step number (DDPM §3)."""
@@ -227,5 +236,4 @@ class GaussianDenoiser:
         sigma = torch.as_tensor(sigma, dtype=process.sigma.dtype, device=x.device).expand(len(x))
         t = (process.sigma.log() - sigma.log()[:, None]).abs().argmin(1)
         xt = x * (1 / (1 + sigma**2).sqrt()).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        mean = process.reverse(self.net, xt, t, **cond).mean
-        return process.x0_from_mean(mean, xt, t)
+        return process.believe(self.net, xt, t, **cond)[0]

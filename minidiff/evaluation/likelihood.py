@@ -64,15 +64,17 @@ def likelihood_bound(
     generator: torch.Generator,
     count: int = 100,
     repeats: int = 1,
+    batch: int = 500,
     on_stratum: Callable[[], None] | None = None,
 ) -> Bound:
     """An unbiased estimate of the bound (DDPM 5) for each example, with one step drawn in each of ``count`` strata.
 
     A stratum of w steps contributes w times the term at the step drawn in it, averaged over ``repeats`` draws of step
-    and noise. ``on_stratum()`` is called after each. Raises ValueError for a count below 1.
+    and noise; the network sees ``batch`` examples at a time. ``on_stratum()`` is called after each stratum. Raises
+    ValueError for a count below 1.
     """
-    if count < 1 or repeats < 1:
-        raise ValueError(f"count={count}, repeats={repeats}: both must be at least 1.")
+    if min(count, repeats, batch) < 1:
+        raise ValueError(f"count={count}, repeats={repeats}, batch={batch}: each must be at least 1.")
     edges = strata(process.T, count)
     sums, errors, mses = [], [], []
     total = prior = process.prior_term(x0)
@@ -80,7 +82,10 @@ def likelihood_bound(
         bits, mse = torch.zeros_like(prior), torch.zeros_like(prior)
         for _ in range(repeats):
             t = torch.randint(low, high, (len(x0),), generator=generator, device=x0.device)
-            term = process.bound_term(net, x0, t, process.draw_noise(x0, generator))
+            noise = process.draw_noise(x0, generator)
+            parts = zip(*(values.split(batch) for values in (x0, t, noise)), strict=True)
+            terms = [process.bound_term(net, *part) for part in parts]
+            term = {key: torch.cat([part[key] for part in terms]) for key in ("bits", "x0_mse")}
             bits, mse = bits + (high - low) * term["bits"] / repeats, mse + term["x0_mse"] / repeats
         total = total + bits
         sums.append(bits.mean())

@@ -48,8 +48,8 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
 
         def stage(level: int, incoming: int, outgoing: int) -> nn.ModuleList:
-            block = [ResBlock(incoming, outgoing, 4 * channels, dropout)]
-            return nn.ModuleList(block + [Attention(outgoing)] * (level in attention))
+            block = nn.ModuleList([ResBlock(incoming, outgoing, 4 * channels, dropout)])
+            return block.append(Attention(outgoing)) if level in attention else block
 
         # One row of the network a stage; `skips` is the stack of widths that the way up will find beside it.
         self.down, self.up, skips, width = nn.ModuleList(), nn.ModuleList(), [channels], channels

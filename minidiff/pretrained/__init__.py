@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from minidiff.training import Description, Model, load_model
+from minidiff.training import Description, Model, load_model, newest
 
 FOLDER = Path(__file__).parent
 
@@ -18,10 +18,11 @@ def load(path: Path | str, weights: str | None = None) -> tuple[Model, Descripti
     Returns the model, in evaluation mode with averaged weights unless ``weights`` names others, and its description.
     Raises ValueError where there is neither.
     """
-    if not Path(path).exists():
-        if str(path) not in names():
-            raise ValueError(f"there is no run {path}, and no model of that name ships: {', '.join(names())}.")
+    holds_model = (Path(path) / "config.json").is_file() or newest(Path(path)) is not None
+    if not holds_model and str(path) in names():
         path = FOLDER / str(path)
+    elif not Path(path).exists():
+        raise ValueError(f"there is no run {path}, and no model of that name ships: {', '.join(names())}.")
     return load_model(path, weights)
 
 

@@ -1,6 +1,7 @@
 """Turn a finished run into a model that ships: its averaged weights in half precision, and its configuration.
 
-    minidiff train digits --out runs/long --training.images 1000000 --training.ema 50000
+    minidiff train digits --out runs/long --training.images 1000000 --training.ema 50000 \\
+        --training.tick 12800 --training.checkpoint 128000
     python -m minidiff.pretrained.export runs/long digits
 
 made the ``digits`` of this package.

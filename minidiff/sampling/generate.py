@@ -19,7 +19,7 @@ def generate(
     device: torch.device | str = "cpu",
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "n *dims"]:
-    """One sample of the given shape for each seed, float32 on the CPU, clamped to nothing.
+    """One sample of the given shape for each seed, float32 on the CPU, not clamped.
 
     ``on_batch(n)`` is called after each batch of n. Raises ValueError where there is nothing to draw.
     """

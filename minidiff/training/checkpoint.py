@@ -44,6 +44,8 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
     folder = run / "checkpoints" / str(images)
     temporary = folder.with_name(f".writing-{images}")
     old = folder.with_name(f".replaced-{images}")
+    if old.exists() and not folder.exists():
+        old.rename(folder)  # a run was killed between the two renames below
     for left in (temporary, old):  # by a run that was killed here
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)

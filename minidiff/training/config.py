@@ -120,15 +120,20 @@ def time_sampler(config: Config) -> UniformTimes:
 
 
 def check(config: Config) -> None:
+    """Raises ValueError, naming the key, for a number that no run can have."""
+    check_training(config.training)
+
+
+def check_training(training: TrainingConfig) -> None:
     """Raises ValueError, naming the key, for a number that no training can have."""
     for name in ("images", "batch", "lr", "clip_grad", "tick", "checkpoint"):
-        if not 0 < getattr(config.training, name) < float("inf"):
-            raise ValueError(f"training.{name}={getattr(config.training, name)}: give a number above 0.")
+        if not 0 < getattr(training, name) < float("inf"):
+            raise ValueError(f"training.{name}={getattr(training, name)}: give a number above 0.")
     for name in ("ramp", "seed"):
-        if getattr(config.training, name) < 0:
-            raise ValueError(f"training.{name}={getattr(config.training, name)}: give a number of at least 0.")
-    if not config.training.ema or min(config.training.ema) < 0:
-        raise ValueError(f"training.ema={config.training.ema}: give one half-life or more, in images, at least 0 each.")
+        if not 0 <= getattr(training, name) < 2**63:
+            raise ValueError(f"training.{name}={getattr(training, name)}: give a number of at least 0, below 2**63.")
+    if not training.ema or min(training.ema) < 0:
+        raise ValueError(f"training.ema={training.ema}: give one half-life or more, in images, at least 0 each.")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

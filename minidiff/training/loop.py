@@ -16,12 +16,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from . import checkpoint
-from .config import Model, TrainingConfig
+from .config import Model, TrainingConfig, check_training
 from .ema import EMA
 
 NOT_FINITE = (
-    "the loss or its gradient is not finite after {images:,} images: no update was made with it. Lower training.lr, or "
-    "look at the data; --resume goes on from the last checkpoint."
+    "the loss or its gradient is not finite after {images:,} images: no update was made with it. Look at the data, or "
+    "begin a run with a lower training.lr; --init-from takes the weights of the last good checkpoint."
 )
 
 
@@ -35,7 +35,7 @@ class Data(Protocol):
 
 
 @runtime_checkable
-class Times(Protocol):
+class TimeSampler(Protocol):
     """The law of t: draws with weights, and whatever it learns from the losses."""
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
@@ -54,7 +54,7 @@ class State:
     model: Model
     optimizer: torch.optim.Optimizer
     emas: list[EMA]
-    times: Times
+    times: TimeSampler
     images: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
 
@@ -64,7 +64,7 @@ class State:
         return max(self.emas, key=lambda ema: ema.half_life).model
 
 
-def begin(model: Model, times: Times, config: TrainingConfig) -> State:
+def begin(model: Model, times: TimeSampler, config: TrainingConfig) -> State:
     """A state that has seen nothing yet."""
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     return State(model, optimizer, [EMA(model, half_life) for half_life in config.ema], times)
@@ -74,7 +74,7 @@ def train(
     state: State,
     data: Data,
     config: TrainingConfig,
-    run: Path | None = None,
+    run: Path | str | None = None,
     description: checkpoint.Description | None = None,
     on_step: Callable[[State], None] | None = None,
     on_tick: Callable[[State], None] | None = None,
@@ -83,10 +83,17 @@ def train(
 
     With ``run`` and ``description`` ``run/metrics.jsonl`` is cut back to the state, then grows a line at every tick,
     and checkpoints are written. ``on_step`` and ``on_tick`` are called after each. Torch's global random state is left
-    as it was found. Raises FloatingPointError before an update whose loss or gradient is not finite.
+    as it was found. Raises FloatingPointError before an update whose loss or gradient is not finite, and ValueError for
+    a setting that no training can have and for a folder whose run is further than the state.
     """
+    check_training(config)
     device = next(state.model.parameters()).device
-    if run is not None and description is not None:
+    if run is not None and description is None:
+        raise ValueError("run is given without description: a checkpoint has to say what it is of.")
+    if run is not None:
+        run, latest = Path(run), checkpoint.newest(Path(run))
+        if latest is not None and int(latest.name) > state.images:
+            raise ValueError(f"{run} holds a run of {latest.name} images: resume it, or give another folder.")
         run.mkdir(parents=True, exist_ok=True)
         _rewrite(run / "metrics.jsonl", state.metrics)  # without what a killed run wrote after its last checkpoint
     total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
@@ -111,7 +118,7 @@ def train(
                     "images_per_second": round(steps * config.batch / seconds, 1),
                 }
                 state.metrics.append(line)
-                if run is not None and description is not None:
+                if run is not None:
                     _append(run / "metrics.jsonl", line)
                     if state.images >= next_checkpoint or done:
                         save(state, run, description)
@@ -189,11 +196,12 @@ def save(state: State, run: Path, description: checkpoint.Description) -> Path:
     return checkpoint.save(run, state.images, description, weights, train_state)
 
 
-def resume(state: State, run: Path) -> bool:
+def resume(state: State, run: Path | str) -> bool:
     """Bring a fresh state to where the run's newest checkpoint was; False where there is none.
 
     Metrics are read up to that point; nothing is written. Raises ValueError for a damaged checkpoint.
     """
+    run = Path(run)
     folder = checkpoint.newest(run)
     if folder is None:
         return False
@@ -211,9 +219,9 @@ def resume(state: State, run: Path) -> bool:
     return True
 
 
-def read_metrics(run: Path, until: float = float("inf")) -> list[dict[str, float]]:
+def read_metrics(run: Path | str, until: float = float("inf")) -> list[dict[str, float]]:
     """The lines of metrics.jsonl up to ``until`` images; a last line that was cut off by a crash is left out."""
-    path, lines = run / "metrics.jsonl", []
+    path, lines = Path(run) / "metrics.jsonl", []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
             line = json.loads(text)

@@ -47,6 +47,14 @@ def test_a_finished_run_can_be_asked_for_again(minidiff, run):
     assert files(run) == before
 
 
+def test_a_run_goes_on_with_its_own_settings_and_nothing_is_retyped(minidiff, run):
+    before = files(run)
+    ended = minidiff("train", "digits", "--out", run, "--resume", "-n", 4)
+    assert ended.code == 0 and "already trained on 96 images" in ended.out and files(run).keys() == before.keys()
+    other = minidiff("train", "ddpm-cifar10", "--out", run, "--resume")
+    assert other.code == 2 and "is a run of digits, not of ddpm-cifar10" in other.err
+
+
 def test_a_run_can_be_made_longer(minidiff, run):
     ended = minidiff("train", "digits", "--out", run, *TINY, "--resume", "--training.images", 128)
     assert ended.code == 0
@@ -72,7 +80,7 @@ def test_init_from_takes_the_averaged_weights_and_nothing_else(minidiff, run):
 def test_samples_are_the_same_whatever_their_number(minidiff, run):
     few, many = minidiff("sample", run, "-n", 2), minidiff("sample", run, "-n", 5, "--batch", 3)
     assert few.code == many.code == 0
-    stem = "samples/run-seed0-n"
+    stem = f"samples/{run.parts[-2]}-run-seed0-n"  # so that runs of one name in two places keep their own
     assert f"{stem}2.png" in few.out and f"{stem}2.npz" in few.out
     two, five = np.load(f"{stem}2.npz"), np.load(f"{stem}5.npz")
     assert five["arr_0"].shape == (5, 8, 8, 1) and five["arr_0"].dtype == np.uint8 and five["arr_0"].max() <= 16
@@ -85,7 +93,7 @@ def test_the_seed_is_that_of_the_first_image_and_weights_can_be_named(minidiff, 
     assert minidiff("sample", run, "-n", 2, "--seed", 7, "--weights", "model", "--out", "here").code == 0
     model, description = load(run, "model")
     expected = decode(generate(model.process, model.net, description.shape, [7, 8]), 17)
-    stored = np.load("here/run-seed7-n2.npz")["arr_0"]
+    stored = np.load(f"here/{run.parts[-2]}-run-model-seed7-n2.npz")["arr_0"]
     np.testing.assert_array_equal(stored[..., 0], expected[:, 0].numpy())
 
 

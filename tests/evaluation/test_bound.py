@@ -116,3 +116,13 @@ def test_each_stratum_is_announced(examples, generator):
 def test_nothing_to_evaluate_is_refused(count, repeats, examples, generator):
     with pytest.raises(ValueError, match=rf"count={count}, repeats={repeats}"):
         likelihood_bound(GaussianDiffusion(BETAS), lambda x, t: x, examples, generator, count, repeats)
+
+
+def test_the_size_of_a_batch_changes_nothing(examples):
+    chain = GaussianDiffusion(BETAS, levels=17)
+    whole, parts = (
+        likelihood_bound(chain, lambda x, t: x.sin(), examples, torch.Generator().manual_seed(1), 9, batch=batch)
+        for batch in (400, 37)
+    )
+    torch.testing.assert_close(whole.per_example, parts.per_example, rtol=1e-12, atol=0)
+    torch.testing.assert_close(whole.x0_mse, parts.x0_mse, rtol=1e-12, atol=0)

@@ -330,3 +330,20 @@ def test_a_configuration_of_nothing_that_can_be_is_refused(change, named, run):
     edit(run, change)
     with pytest.raises(ValueError, match=named):
         load_model(run)
+
+
+def test_a_fresh_state_does_not_train_over_a_run_that_is_further(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    config = tiny.config()
+    with pytest.raises(ValueError, match="holds a run of 160 images: resume it, or give another folder"):
+        train(tiny.fresh(config), tiny.images(), config.training, run, tiny.describe(config))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found_again(run):
+    newest(run).rename(run / "checkpoints" / ".replaced-160")
+    config = tiny.config()
+    state = tiny.fresh(config)
+    assert resume(state, run) and state.images == 128
+    train(state, tiny.images(), config.training, run, tiny.describe(config))
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"64", "128", "160"}
