@@ -39,8 +39,10 @@ class Options:
 def run(argv: list[str]) -> None:
     """Print the bound, its standard error and where its bits are."""
     options = tyro.cli(Options, args=argv, prog="minidiff likelihood")
-    if options.count < 2 or options.seed < 0 or (options.n is not None and options.n < 2):
-        raise ValueError(f"--count {options.count} --seed {options.seed} -n {options.n}: count ≥ 2, seed ≥ 0, n ≥ 2.")
+    if not 0 <= options.seed < 2**63 or options.batch < 1:
+        raise ValueError(f"--seed {options.seed} --batch {options.batch}: 0 ≤ seed < 2**63, batch ≥ 1.")
+    if options.count < 2 or (options.n is not None and options.n < 2):
+        raise ValueError(f"--count {options.count} -n {options.n}: count ≥ 2, n ≥ 2.")
     device = choose_device(options.device)
     model, description = load(options.run, options.weights)
     images = load_images(options.data or description.config.data.source, split="test")

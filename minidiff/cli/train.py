@@ -60,7 +60,7 @@ def run(argv: list[str]) -> None:
     config = Config(name, options.data, options.process, options.network, options.training)
     state, description, images = prepare(config, options)
 
-    print(f"{name}: {sum(p.numel() for p in state.model.parameters()):,} parameters on {options.out}")
+    print(f"{name}: {sum(p.numel() for p in state.model.parameters()):,} parameters, into {options.out}")
     train_with_bar(state, images, description, options.out)
     report(state, description, options.out, options.samples)
 

@@ -62,6 +62,8 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
         _flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, SafetensorError | RuntimeError):  # what safetensors and torch make of a full disk
             raise OSError(f"{folder} can't be written: {error}") from error

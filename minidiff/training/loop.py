@@ -102,7 +102,10 @@ def train(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         while state.images < config.images:
             before = state.images
-            loss = train_step(state, data, config, device)
+            try:
+                loss = train_step(state, data, config, device)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}{_last_good(run)}") from None
             total, steps = total + loss, steps + 1
             if on_step is not None:
                 on_step(state)
@@ -110,7 +113,7 @@ def train(
             if state.images // config.tick > before // config.tick or done:
                 seconds, mean = time.perf_counter() - began, total.item() / steps
                 if not math.isfinite(mean):
-                    raise FloatingPointError(NOT_FINITE.format(images=state.images))
+                    raise FloatingPointError(NOT_FINITE.format(images=state.images) + _last_good(run))
                 line = {
                     "images": state.images,
                     "loss": mean,
@@ -230,6 +233,12 @@ def read_metrics(run: Path | str, until: float = float("inf")) -> list[dict[str,
         if isinstance(line, dict) and line.get("images", math.inf) <= until:
             lines.append(line)
     return lines
+
+
+def _last_good(run: Path | None) -> str:
+    """Where the weights from before a failure are, as the end of a message."""
+    folder = checkpoint.newest(run) if run is not None else None
+    return f" That is {folder}." if folder else " There is none yet."
 
 
 def _append(path: Path, line: dict[str, float]) -> None:

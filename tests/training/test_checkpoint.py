@@ -347,3 +347,19 @@ def test_a_checkpoint_that_was_being_replaced_is_found_again(run):
     assert resume(state, run) and state.images == 128
     train(state, tiny.images(), config.training, run, tiny.describe(config))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"64", "128", "160"}
+
+
+def test_a_replacement_that_fails_at_the_last_moment_leaves_what_was_there(run, monkeypatch):
+    folder, config, state = newest(run), tiny.config(), tiny.fresh(tiny.config())
+    before = (folder / "model.safetensors").read_bytes()
+    rename = Path.rename
+
+    def fails_on_the_new_one(self, target):
+        if self.name.startswith(".writing"):
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_on_the_new_one)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(run, 160, tiny.describe(config), {"model": state.model.state_dict()}, {})
+    assert newest(run) == folder and (folder / "model.safetensors").read_bytes() == before

@@ -279,6 +279,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     assert all(value.isfinite().all() for value in kept.values())
 
 
+@pytest.mark.parametrize("every, told", [(16, r"That is .*checkpoints.32\."), (64, r"There is none yet\.")])
+def test_what_is_not_finite_is_told_with_the_last_good_checkpoint(tmp_path, every, told):
+    config = tiny.config(tick=16, checkpoint=every)
+    with pytest.raises(FloatingPointError, match=told):
+        train_library(tiny.fresh(config), Poisoned(), config.training, tmp_path, tiny.describe(config))
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_update():
     config = tiny.config()
     state = begin(Model(Kink(), GaussianDiffusion(linear_betas(30))), UniformTimes(30), config.training)
