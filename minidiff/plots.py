@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
+from minidiff.data import decode, encode
+
 INK, BLUE, ORANGE, GREEN, ROSE = "#1b1b1b", "#1f4e9c", "#e08214", "#36865a", "#dea4c4"
 CYCLE = [BLUE, ORANGE, INK, GREEN, ROSE]
 
@@ -92,6 +94,24 @@ def show_grid(
 def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:
     """Write images (n, channel, height, width) in [-1, 1] as one PNG."""
     plt.imsave(path, np.ascontiguousarray(tile(images, columns)))
+
+
+def save_samples(x: Tensor, path: Path | str, levels: int | None = None) -> None:
+    """Write samples as one PNG: images as a grid, points of the plane as such, sequences as the rows of an image.
+
+    Images of ``levels`` values are first brought to the nearest of them; without levels x has mean square 1, and grey
+    runs over two of its standard deviations.
+    """
+    if x.ndim == 4:
+        save_grid(x / 2 if levels is None else encode(decode(x, levels), levels), path)
+    elif x.shape[1] == 2:
+        figure, ax = plt.subplots(figsize=(4, 4))
+        ax.scatter(x[:, 0], x[:, 1], s=4, linewidths=0, color=BLUE)
+        ax.set(xlabel="$x_1$", ylabel="$x_2$", title=f"{len(x)} samples", aspect="equal")
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+    else:
+        plt.imsave(path, np.kron(1 - x[:100].numpy(), np.ones((8, 8))), cmap="gray", vmin=0, vmax=1)
 
 
 def loss_curve(images_seen: Sequence[float], loss: Sequence[float], title: str = "") -> Figure:

@@ -1,7 +1,12 @@
-"""Exact answers for data N(m, s²), written from the papers' equations in numpy and apart from the library."""
+"""Exact answers for data N(m, s²), and for a few bits, written from the papers' equations in numpy and apart from the
+library."""
+
+from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import torch
+from scipy.special import xlogy
 from scipy.stats import norm
 from torch import Tensor
 
@@ -61,6 +66,36 @@ class Chain:
         prior = 0.5 * ((1 - last) + last * x0**2 - 1 - np.log(1 - last))
         return np.vstack([kl, prior]) / np.log(2)
 
+    def learned(self, predict: str):
+        """``net(x, t)``: the z^μ and z^Σ with which (SD 64, SD 65) give mean and variance of q(x_{t-1} | x_t)."""
+        means = self.network("mean")
+        logit = lambda p: np.log(p / (1 - p))
+        z_sigma = logit(self.best_variance) - logit(self.betas)
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            def at(table: np.ndarray) -> Tensor:
+                return torch.from_numpy(table)[t.long()].to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+            mean, variance = means(x, t), at(self.best_variance)
+            pull = (mean - (1 - variance) * x) / variance
+            shift = (mean - at(np.sqrt(1 - self.betas)) * x) / at(np.sqrt(self.betas))
+            return torch.cat([{"pull": pull, "shift": shift}[predict], at(z_sigma).expand_as(x)], dim=1)
+
+        return net
+
+    def density_terms(self, x0: np.ndarray) -> np.ndarray:
+        """(T + 1, n) bits: −K of scalars x0 by steps, x_T's last, under the best reverse but for its first step.
+
+        That is the forward kernel (SD 44), and the data have no levels: bits of a density.
+        """
+        x0 = np.asarray(x0, dtype=np.float64)
+        terms = self.bound_terms(x0, self.best_variance, levels=2) * np.log(2)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+        x1 = np.sqrt(1 - self.betas[0]) * x0 + np.sqrt(self.betas[0]) * nodes[:, None]
+        back = norm.logpdf(x0, np.sqrt(1 - self.betas[0]) * x1, np.sqrt(self.betas[0]))
+        terms[0] = -(weights / weights.sum()) @ back
+        return terms / np.log(2)
+
 
 def log_mass(x: np.ndarray, mean: np.ndarray, std: float, levels: int) -> np.ndarray:
     """Nats of N(mean, std²) in the bin of x, by the difference of two normal integrals; the ends reach to infinity."""
@@ -70,3 +105,65 @@ def log_mass(x: np.ndarray, mean: np.ndarray, std: float, levels: int) -> np.nda
     flip = lower > 0
     near, far = norm.logcdf(np.where(flip, -lower, upper)), norm.logcdf(np.where(flip, -upper, lower))
     return near + np.log1p(-np.exp(far - near))
+
+
+class BitChain:
+    """The binomial forward chain on a few bits: every path of it, with its probability.
+
+    ``states`` (S, d) are the values that d bits can take; ``data`` (S,) their probabilities at the start.
+    """
+
+    def __init__(self, betas: Tensor, m: float, data: list[float]):
+        self.T, self.d = len(betas), int(np.log2(len(data)))
+        self.data, self.states = np.array(data), np.array(list(product([0, 1], repeat=self.d)))
+        self.single = [(1 - b) * np.eye(2) + b * np.array([1 - m, m]) for b in betas.tolist()]  # [now, next]
+        self.step = []  # of all bits together
+        for one in self.single:
+            together = np.ones((1, 1))
+            for _ in range(self.d):
+                together = np.kron(together, one)
+            self.step.append(together)
+        ones = self.states.sum(1)
+        self.end = m**ones * (1 - m) ** (self.d - ones)  # π of each state
+        self.paths = np.array(list(product(range(len(data)), repeat=self.T + 1)))  # x_0 … x_T
+        self.given_x0 = np.prod([self.step[t][self.paths[:, t], self.paths[:, t + 1]] for t in range(self.T)], axis=0)
+
+    def joint(self, *times: int) -> np.ndarray:
+        """P(x at these times), times counted 0 … T with x_0 the data; an array with an axis for each."""
+        table = np.zeros([len(self.data)] * len(times))
+        np.add.at(table, tuple(self.paths[:, k] for k in times), self.data[self.paths[:, 0]] * self.given_x0)
+        return table
+
+    def entropy(self, *times: int) -> float:
+        """Joint entropy of x at these times, in bits."""
+        p = self.joint(*times)
+        return -xlogy(p, p).sum() / np.log(2)
+
+    def network(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """``net(x, t)``: the logit of P(x_0 = 1 | x_t), bit by bit."""
+        tables = []
+        for t in range(self.T):
+            together = self.joint(0, t + 1)
+            with np.errstate(invalid="ignore"):
+                rate = (together.T @ self.states) / together.sum(0)[:, None]
+            tables.append(rate)
+        logit = torch.from_numpy(np.array(tables)).logit()
+        powers = 2 ** torch.arange(self.d - 1, -1, -1)
+
+        def net(x: Tensor, t: Tensor) -> Tensor:
+            return logit[t.long(), (x.long() * powers).sum(-1)].to(x)
+
+        return net
+
+    def log_model(self, back: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """log p(x_0 … x_T) of every path, where ``back(states, t)`` is the rate of each bit of x_t given x_{t+1}."""
+        total = np.log(self.end)[self.paths[:, -1]]
+        for t in range(self.T):
+            rate = back(self.states, t)  # of x_t, for each state of x_{t+1}
+            log_p = (xlogy(self.states, rate[:, None]) + xlogy(1 - self.states, 1 - rate[:, None])).sum(2)
+            total = total + log_p[self.paths[:, t + 1], self.paths[:, t]]
+        return total
+
+    def by_start(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the paths that begin in each state."""
+        return np.bincount(self.paths[:, 0], values, minlength=len(self.data))

@@ -62,6 +62,36 @@ def test_a_saved_grid_is_the_picture_and_the_same_bytes(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
+def test_samples_that_are_images_are_a_grid(tmp_path):
+    """On levels: brought to the nearest. Of mean square 1: black and white are two deviations away."""
+    x = torch.linspace(-1.1, 1.1, 2 * 64).reshape(2, 1, 8, 8)
+    plots.save_samples(x, tmp_path / "a.png", levels=3)
+    nearest = x.clamp(-1, 1).round()
+    np.testing.assert_allclose(imread(tmp_path / "a.png")[..., :3], plots.tile(nearest), atol=1 / 255)
+    plots.save_samples(4 * x, tmp_path / "b.png")
+    np.testing.assert_allclose(imread(tmp_path / "b.png")[..., :3], plots.tile(2 * x), atol=1 / 255)
+
+
+def test_samples_that_are_points_stand_where_they_are(tmp_path, monkeypatch, generator):
+    x, drawn = torch.randn(7, 2, generator=generator), []
+    monkeypatch.setattr(plots.plt, "close", drawn.append)  # the figure as it was saved
+    plots.save_samples(x, tmp_path / "points.png")
+    (ax,) = drawn[0].axes
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), x)
+    assert ax.get_aspect() == 1 and "7 samples" in ax.get_title("left") + ax.get_title()
+    assert imread(tmp_path / "points.png").shape[:2] == (480, 480)
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 0], [1, 1, 0]], [[0, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 1]]])
+def test_samples_that_are_sequences_are_rows_with_ones_in_black(rows, tmp_path):
+    plots.save_samples(torch.tensor(rows).float(), tmp_path / "rows.png", levels=2)
+    picture = imread(tmp_path / "rows.png")[..., 0]
+    np.testing.assert_allclose(picture, np.kron(1 - np.array(rows), np.ones((8, 8))), atol=1e-6)
+    many = torch.zeros(130, 3)
+    plots.save_samples(many, tmp_path / "many.png", levels=2)
+    assert imread(tmp_path / "many.png").shape[:2] == (800, 24)
+
+
 def test_a_shown_grid_has_its_title_and_no_axes():
     ax = plots.show_grid(torch.zeros(4, 1, 8, 8), title="four")
     assert ax.get_title("left") == "four" and not ax.axison

@@ -9,14 +9,15 @@ import tyro
 from tqdm import tqdm
 
 from minidiff.cli.common import Device, choose_device, place
-from minidiff.data import load_images
-from minidiff.evaluation import Bound, likelihood_bound, strata
+from minidiff.data import load_data
+from minidiff.diffusion import GaussianDiffusion, standard_error
+from minidiff.evaluation import Bound, likelihood_bound, null_likelihood, strata, trajectory_likelihood
 from minidiff.pretrained import load
 
 
 @dataclass(frozen=True)
 class Options:
-    """Bits per dimension that a trained chain needs for held-out data."""
+    """Bits that a trained chain needs for held-out data."""
 
     run: tyro.conf.Positional[Path]
     """Folder of a run or of one checkpoint, or the name of a model that ships."""
@@ -26,6 +27,9 @@ class Options:
     """Only the first n held-out examples."""
     count: int = 100
     """Strata of steps; one step is drawn in each, for each example."""
+    trajectories: int = 0
+    """Also estimate the likelihood itself, from this many forward trajectories of each example: as many network calls
+    as the chain has steps."""
     seed: int = 0
     """Of the steps and the noise."""
     batch: int = 500
@@ -45,19 +49,36 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"--count {options.count} -n {options.n}: count ≥ 2, n ≥ 2.")
     device = choose_device(options.device)
     model, description = load(options.run, options.weights)
-    images = load_images(options.data or description.config.data.source, split="test")
-    if (images.pixels.shape[1:], images.levels) != (description.shape, description.levels):
+    if options.trajectories == 1 or options.trajectories < 0:
+        raise ValueError(f"--trajectories {options.trajectories}: at least 2, or 0 for the bound alone.")
+    if options.trajectories and isinstance(model.process, GaussianDiffusion):
+        raise ValueError("--trajectories: this chain ends on grey levels, and the ratio of (SD 9) is one of densities.")
+    data = load_data(options.data or description.config.data.source, split="test")
+    if (data.shape, data.levels) != (description.shape, description.levels):
         raise ValueError(
-            f"the data are {tuple(images.pixels.shape[1:])} in {images.levels} levels, the model was trained on "
-            f"{description.shape} in {description.levels}: bits per dimension of other data mean nothing."
+            f"the data are {data.shape} in {data.levels or 'no'} levels, the model was trained on {description.shape} "
+            f"in {description.levels or 'none'}: bits per dimension of other data mean nothing."
         )
     model = place(model, device)
-    x0 = images.x[: options.n].to(device, model.process.betas.dtype)
+    x0 = data.x[: options.n].to(device, model.process.betas.dtype)
     generator = torch.Generator(device).manual_seed(options.seed)
     parts = len(strata(model.process.T, options.count)) - 1
     with tqdm(total=parts, unit=" strata", disable=None) as bar:
-        bound = likelihood_bound(model.process, model.net, x0, generator, options.count, on_stratum=bar.update)
+        bound = likelihood_bound(
+            model.process, model.net, x0, generator, options.count, batch=options.batch, on_stratum=bar.update
+        )
     print(table(bound, len(x0), model.process.T))
+    if isinstance(model.process, GaussianDiffusion):
+        return
+    dims, null = x0[0].numel(), null_likelihood(model.process, x0)
+    rows = {"K, log2 p is at least": -dims * bound.per_example, "L_null, independent noise": null}
+    rows["K - L_null"] = -dims * bound.per_example - null
+    if options.trajectories:
+        estimate = trajectory_likelihood(model.process, model.net, x0, generator, options.trajectories)
+        rows["log2 p by trajectories"] = estimate.log_p
+    print(f"\n{'bits':<28}per example{'':>10}per dimension")
+    for label, bits in rows.items():
+        print(f"{label:<28}{bits.mean():>9.4f} ± {standard_error(bits):.4f}{bits.mean() / dims:>13.4f}")
 
 
 def table(bound: Bound, n: int, T: int) -> str:

@@ -1,4 +1,4 @@
-"""``minidiff sample RUN``: images from a trained model."""
+"""``minidiff sample RUN``: images, points or sequences from a trained model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from einops import rearrange
 from tqdm import tqdm
 
 from minidiff.cli.common import Device, choose_device, place
-from minidiff.data import decode, encode
+from minidiff.data import decode
 from minidiff.pretrained import load
 from minidiff.sampling import generate
 
@@ -49,12 +49,14 @@ def run(argv: list[str]) -> None:
     name = "-".join([*options.run.parts[-2:], *([options.weights] if options.weights else [])]).replace("/", "")
     stem = options.out / f"{name}-seed{options.seed}-n{options.n}"
     seeds = range(options.seed, options.seed + options.n)
-    with tqdm(total=options.n, unit=" images", disable=None) as bar:
+    with tqdm(total=options.n, unit=" samples", disable=None) as bar:
         x = generate(model.process, model.net, description.shape, seeds, options.batch, device, bar.update)
 
     from minidiff import plots  # here, because matplotlib is slow to import
 
-    pixels = decode(x, description.levels)
-    plots.save_grid(encode(pixels[:100], description.levels), f"{stem}.png")
-    np.savez_compressed(f"{stem}.npz", arr_0=rearrange(pixels, "n c h w -> n h w c").numpy(), seeds=np.array(seeds))
-    print(f"picture  {stem}.png\nimages   {stem}.npz  (arr_0: n, height, width, channel; {description.levels} levels)")
+    plots.save_samples(x if x.ndim == 2 else x[:100], f"{stem}.png", description.levels)
+    if x.ndim == 4:
+        x = rearrange(x if description.levels is None else decode(x, description.levels), "n c h w -> n h w c")
+    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), seeds=np.array(seeds))
+    levels = f"{description.levels} levels" if description.levels else "continuous"
+    print(f"picture  {stem}.png\narray    {stem}.npz  (arr_0: {x.dtype} {tuple(x.shape)}, {levels})")

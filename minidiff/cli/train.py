@@ -10,11 +10,19 @@ from tqdm import tqdm
 
 from minidiff import training
 from minidiff.cli.common import Device, choose_device, place
-from minidiff.data import Images, decode, encode, load_images
+from minidiff.data import Images, Points, load_data
 from minidiff.pretrained import load
 from minidiff.recipes import recipe
 from minidiff.sampling import generate
-from minidiff.training import Config, DataConfig, Description, GaussianConfig, State, TrainingConfig, UNetConfig
+from minidiff.training import (
+    Config,
+    DataConfig,
+    Description,
+    NetworkConfig,
+    ProcessConfig,
+    State,
+    TrainingConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,8 @@ class Options:
     """Train a recipe. Every number of the recipe can be changed by its name."""
 
     data: DataConfig
-    process: GaussianConfig
-    network: UNetConfig
+    process: tyro.conf.AvoidSubcommands[ProcessConfig]
+    network: tyro.conf.AvoidSubcommands[NetworkConfig]
     training: TrainingConfig
     out: Path
     """Folder of the run."""
@@ -34,7 +42,7 @@ class Options:
     device: Device = "auto"
     """cpu, cuda or mps; auto takes a CUDA GPU where there is one."""
     samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """Images drawn at the end, for samples.png."""
+    """How many are drawn at the end, for samples.png."""
 
 
 def run(argv: list[str]) -> None:
@@ -65,7 +73,7 @@ def run(argv: list[str]) -> None:
     report(state, description, options.out, options.samples)
 
 
-def prepare(config: Config, options: Options) -> tuple[State, Description, Images]:
+def prepare(config: Config, options: Options) -> tuple[State, Description, Images | Points]:
     """Everything that can be refused, before anything is written."""
     training.check(config)
     if options.samples < 1:
@@ -78,11 +86,11 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
         raise ValueError(f"{options.out} holds a run already: add --resume to go on with it, or give another --out.")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file: give --out a folder.")
-    images = load_images(config.data.source, flip=config.data.flip)
+    images = load_data(config.data.source, flip=config.data.flip)
     if Path(config.data.source).is_file():  # so that later commands find it from anywhere
         source = str(Path(config.data.source).resolve())
         config = replace(config, data=replace(config.data, source=source))
-    description = Description(config, tuple(images.pixels.shape[1:]), images.levels)
+    description = Description(config, images.shape, images.levels)
     if latest:
         compare(training.read_description(latest), description, options.out)
 
@@ -92,7 +100,7 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
     if options.init_from:
         other, donor = load(options.init_from)
         for key in ("predict", "variance"):
-            ours, theirs = getattr(config.process, key), getattr(donor.config.process, key)
+            ours, theirs = (getattr(process, key, None) for process in (config.process, donor.config.process))
             if ours != theirs:
                 raise ValueError(f"--init-from {options.init_from}: its process.{key} is {theirs}, not {ours}.")
         try:
@@ -120,7 +128,7 @@ def compare(old: Description, new: Description, out: Path) -> None:
         )
 
 
-def train_with_bar(state: State, images: Images, description: Description, out: Path) -> None:
+def train_with_bar(state: State, images: Images | Points, description: Description, out: Path) -> None:
     """The loop, with a progress bar on a terminal and a line a tick elsewhere."""
     config = description.config.training
     if state.images:
@@ -156,7 +164,7 @@ def report(state: State, description: Description, out: Path, n: int) -> None:
     model, device = state.ema, next(state.ema.parameters()).device
     with tqdm(total=n, desc="samples", disable=None) as bar:
         samples = generate(model.process, model.net, description.shape, range(n), device=device, on_batch=bar.update)
-    plots.save_grid(encode(decode(samples, description.levels), description.levels), out / "samples.png")
+    plots.save_samples(samples, out / "samples.png", description.levels)
     print(f"trained on {state.images:,} images" + (f", last loss {loss[-1]:.4f}" if loss else ""))
     for label, path in {
         "checkpoint": training.newest(out),

@@ -1,6 +1,23 @@
 """Data: images as stored and as seen, and toys whose every answer is known."""
 
+from .dead_leaves import dead_leaves
 from .images import Images, decode, digits, encode, held_out, load_images
-from .toys import Mixture, Points, swiss_roll
+from .load import load_data
+from .toys import Mixture, Points, heartbeats, is_heartbeat, swiss_roll, swiss_roll_log_prob
 
-__all__ = ["Images", "Mixture", "Points", "decode", "digits", "encode", "held_out", "load_images", "swiss_roll"]
+__all__ = [
+    "Images",
+    "Mixture",
+    "Points",
+    "dead_leaves",
+    "decode",
+    "digits",
+    "encode",
+    "heartbeats",
+    "held_out",
+    "is_heartbeat",
+    "load_data",
+    "load_images",
+    "swiss_roll",
+    "swiss_roll_log_prob",
+]

@@ -40,6 +40,11 @@ class Images:
         return len(self.pixels)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: (channel, height, width)."""
+        return tuple(self.pixels.shape[1:])
+
+    @property
     def x(self) -> Pixels:
         """All images in [−1, 1]."""
         return encode(self.pixels, self.levels)

@@ -2,24 +2,30 @@
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 class Points:
-    """Vectors x (n, dim) as a training set."""
+    """Points, sequences or images x (n, *dims) as a training set, seen as they are; levels=2 says: all are 0 or 1."""
 
-    def __init__(self, x: Float[Tensor, "n dim"]):
-        self.x = x
+    def __init__(self, x: Float[Tensor, "n *dims"], levels: int | None = None):
+        self.x, self.levels = x, levels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return tuple(self.x.shape[1:])
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(
         self, index: Int[Tensor, " b"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, "b dim"], dict[str, Tensor]]:
-        """The points at these places, and no conditioning."""
+    ) -> tuple[Float[Tensor, "b *dims"], dict[str, Tensor]]:
+        """The examples at these places, and no conditioning."""
         return self.x[index], {}
 
 
@@ -35,6 +41,40 @@ def swiss_roll(n: int, generator: torch.Generator, noise: float = 0.05) -> Float
     mean_square = (1.5 * math.pi) ** 2 * (1 + 2 + 4 / 3) / 2  # E[angle²] / 2, for u uniform on [0, 1]
     roll = roll / mean_square**0.5 + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
     return roll / (1 + noise**2) ** 0.5
+
+
+def swiss_roll_log_prob(x: Float[Tensor, "n 2"], noise: float = 0.05) -> Float[Tensor, " n"]:
+    """Log density of the distribution behind ``swiss_roll``, in nats, by quadrature over the spiral; float64.
+
+    The integrand is a Gaussian of width ``noise`` that moves along the spiral: Gauss–Legendre's rule with eight nodes
+    on each of many panels, which are about as long as it is wide, is exact to rounding.
+    """
+    panels = math.ceil(10 / noise)
+    node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(8))
+    u = ((torch.arange(panels)[:, None] + (node + 1) / 2) / panels).flatten()
+    log_weight = torch.log(weight / 2 / panels).repeat(panels)
+    angle = 1.5 * math.pi * (1 + 2 * u)
+    mean_square = (1.5 * math.pi) ** 2 * (1 + 2 + 4 / 3) / 2
+    roll = torch.stack([angle * angle.cos(), angle * angle.sin()], 1) / (mean_square * (1 + noise**2)) ** 0.5
+    variance = noise**2 / (1 + noise**2)
+    parts = []
+    for part in x.double().split(1000):  # a distance for every pair takes memory
+        square = torch.cdist(part, roll, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+        parts.append((log_weight - square / (2 * variance)).logsumexp(1))
+    return torch.cat(parts) - math.log(2 * math.pi * variance)
+
+
+def heartbeats(length: int = 20, period: int = 5) -> Float[Tensor, "period length"]:
+    """All sequences of 0 and 1 with a 1 every ``period`` places, one for each phase (SD Appendix D.1.2).
+
+    As data each is as likely as another, so their entropy is log2(period): 2.32 bits.
+    """
+    return ((torch.arange(length) - torch.arange(period)[:, None]) % period == 0).float()
+
+
+def is_heartbeat(x: Float[Tensor, "n length"], period: int = 5) -> Bool[Tensor, " n"]:
+    """Whether each sequence is one of ``heartbeats``."""
+    return (x[:, None] == heartbeats(x.shape[1], period).to(x)).all(2).any(1)
 
 
 class Mixture:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from .stats import LN2, discretised_normal_log_prob, flat_mean, normal_kl
+from .stats import LN2, discretised_normal_log_prob, flat_mean, gaussian_entropies, normal_kl
 
 Data = Float[Tensor, "batch *dims"]
 Steps = Int[Tensor, " batch"]
@@ -22,6 +22,13 @@ Net = Callable[..., Tensor]
 Prediction = Literal["eps", "x0", "mean", "v"]
 Variance = Literal["large", "small", "learned"]
 Loss = Literal["simple", "bound"]
+
+
+def call_network(net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> Tensor:
+    """The network at x_t in its own precision, its answer in x's; it is fed the bare step number (DDPM §3)."""
+    dtype = next(net.parameters(), x).dtype if isinstance(net, nn.Module) else x.dtype
+    exact = torch.promote_types(dtype, torch.float32)  # half precision cannot count to 1000
+    return net(x.to(dtype), t.to(exact), **cond).to(x.dtype)
 
 
 class GaussianDiffusion(nn.Module):
@@ -41,6 +48,8 @@ class GaussianDiffusion(nn.Module):
 
     Raises ValueError for an argument that makes no process, naming it.
     """
+
+    noise_at_end = False  # samples end on a mean (DDPM Alg. 2)
 
     def __init__(
         self,
@@ -98,9 +107,19 @@ class GaussianDiffusion(nn.Module):
 
     # ---- the forward chain: nothing to learn ------------------------------------------------------------------------
 
+    @property
+    def prior(self) -> Normal:
+        """p(x_T) = N(0, 1) in every dimension, where the chain of the model begins (DDPM 1)."""
+        return Normal(torch.zeros_like(self.betas[:1]), torch.ones_like(self.betas[:1]), validate_args=False)
+
     def draw_noise(self, x0: Data, generator: torch.Generator) -> Data:
         """Standard normal noise shaped like x0, from the generator."""
         return torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+
+    def q_step(self, x: Data, t: Steps) -> Normal:
+        """q(x_t | x_{t−1} = x), of mean √(1−β_t) x and variance β_t (DDPM 2)."""
+        beta = self._at("betas", t, x)
+        return Normal((1 - beta).sqrt() * x, beta.sqrt().expand_as(x), validate_args=False)
 
     def q_sample(self, x0: Data, t: Steps, noise: Data) -> Data:
         """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε: t steps of noise at once (DDPM 4)."""
@@ -147,7 +166,7 @@ class GaussianDiffusion(nn.Module):
 
         x may be float64 while the network keeps its own precision.
         """
-        prediction, log_variance = self._split(self._call(net, x, t, cond))
+        prediction, log_variance = self._split(call_network(net, x, t, cond))
         x0_hat = self.x0_from(prediction, x, t)
         return x0_hat.clamp(-1, 1) if (self.clip if clip is None else clip) else x0_hat, log_variance
 
@@ -166,7 +185,7 @@ class GaussianDiffusion(nn.Module):
         if self.loss_kind == "bound":
             terms = self.bound_term(net, x0, t, noise, clip=False, **cond)
             return {"loss": self.T * terms["bits"], **terms}
-        prediction = self._call(net, self.q_sample(x0, t, noise), t, cond)
+        prediction = call_network(net, self.q_sample(x0, t, noise), t, cond)
         mse = flat_mean((prediction - self.target(x0, t, noise)) ** 2)
         return {"loss": self.weight[t].to(mse.dtype) * mse, "mse": mse}
 
@@ -194,6 +213,10 @@ class GaussianDiffusion(nn.Module):
         kl = normal_kl(alpha_bar.sqrt() * x0, torch.log1p(-alpha_bar), torch.zeros_like(x0), zero)
         return flat_mean(kl) / LN2
 
+    def entropies(self, x0: Data) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+        """H_q(X_t | X_{t−1}) and H_q(X_t | X_0), in bits per dimension: what (SD 24) is made of."""
+        return gaussian_entropies(self.betas, self.alpha_bar)
+
     # ---- helpers ----------------------------------------------------------------------------------------------------
 
     def _at(self, table: str, t: Steps, x: Tensor) -> Tensor:
@@ -206,12 +229,6 @@ class GaussianDiffusion(nn.Module):
         if log_variance is None:
             log_variance = self._at("log_beta" if self.variance == "large" else "log_beta_tilde", t, xt)
         return Normal(mean, torch.exp(0.5 * log_variance).expand_as(mean), validate_args=False)
-
-    def _call(self, net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> Tensor:
-        """The network at x_t in its own precision, its answer in x's; it is fed the bare step number (DDPM §3)."""
-        dtype = next(net.parameters(), x).dtype if isinstance(net, nn.Module) else x.dtype
-        exact = torch.promote_types(dtype, torch.float32)  # half precision cannot count to 1000
-        return net(x.to(dtype), t.to(exact), **cond).to(x.dtype)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Prediction and log variance, where the network gives both as halves of its channels."""
@@ -227,7 +244,7 @@ class GaussianDenoiser:
     x = x_0 + σ n is scaled by 1/√(1+σ²) to what the network knows, and σ is rounded to the nearest level of the chain.
     """
 
-    def __init__(self, process: GaussianDiffusion, net: Net):
+    def __init__(self, process: nn.Module, net: Net):
         self.process, self.net = process, net
 
     def __call__(self, x: Data, sigma: Tensor | float, **cond: Tensor) -> Data:

@@ -39,6 +39,12 @@ def harmonic_betas(T: int) -> Betas:
     return 1 / torch.arange(T, 0, -1, dtype=torch.float64, device="cpu")
 
 
+def geometric_betas(T: int, first: float = 1e-4, last: float = 0.5) -> Betas:
+    """β growing by the same factor in every step, both ends included and meant for this T, whatever it is."""
+    _check_steps(T)
+    return torch.logspace(math.log10(first), math.log10(last), T, dtype=torch.float64, device="cpu")
+
+
 def cosine_betas(T: int, s: float = 0.008, max_beta: float = 0.999) -> Betas:
     """β from ᾱ_t ∝ cos²((t/T + s) / (1 + s) · π/2), each at most ``max_beta`` (IDDPM 17)."""
     _check_steps(T)
@@ -52,6 +58,7 @@ SCHEDULES = {
     "quadratic": quadratic_betas,
     "constant": constant_betas,
     "harmonic": harmonic_betas,
+    "geometric": geometric_betas,
     "cosine": cosine_betas,
 }
 

@@ -1,10 +1,11 @@
-"""The few facts about normal distributions that bounds are made of. Values in nats unless the name says bits."""
+"""The few facts about normal and Bernoulli distributions that bounds are made of. Values in nats."""
 
 import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 LN2 = math.log(2)
 
@@ -43,6 +44,13 @@ def discretised_normal_log_prob(
     return torch.where(x < -edge, left, torch.where(x > edge, right, inside))
 
 
+def gaussian_entropies(
+    betas: Float[Tensor, "T"], alpha_bar: Float[Tensor, "T"]
+) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+    """H(X_t | X_{t−1}) and H(X_t | X_0) of a Gaussian forward chain, in bits per dimension: ½ log2(2πe · variance)."""
+    return tuple(0.5 * torch.log2(2 * math.pi * math.e * variance) for variance in (betas, 1 - alpha_bar))
+
+
 def flat_mean(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
     """Mean over everything but the batch."""
     return x.flatten(1).mean(1)
@@ -51,3 +59,24 @@ def flat_mean(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:
 def standard_error(x: Float[Tensor, " n"]) -> float:
     """Standard error of the mean of n independent values."""
     return (x.std() / len(x) ** 0.5).item()
+
+
+def bernoulli_log_prob(x: Float[Tensor, "*shape"], logits: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
+    """Log probability of each x in {0, 1} under the rate sigmoid(logits), in nats; exact at rates 0 and 1."""
+    return logsigmoid(torch.where(x > 0.5, logits, -logits))
+
+
+def bernoulli_entropy(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Entropy of each rate sigmoid(logits), in nats; 0 at rates 0 and 1."""
+    return bernoulli_kl(logits, torch.zeros_like(logits)).neg() + LN2
+
+
+def bernoulli_kl(logits1: Float[Tensor, "*shape"], logits2: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """D_KL of the rate sigmoid(logits1) from sigmoid(logits2), in nats; exact at rates 0 and 1, where 0 · log 0 = 0."""
+
+    def share(sign: int) -> Tensor:
+        p = torch.sigmoid(sign * logits1)
+        ratio = logsigmoid(sign * logits1) - logsigmoid(sign * logits2)
+        return torch.where(p > 0, p * torch.where(p > 0, ratio, 0), 0)
+
+    return share(1) + share(-1)

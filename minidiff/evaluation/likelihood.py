@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minidiff.diffusion import GaussianDiffusion, standard_error
+from minidiff.diffusion import standard_error
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def strata(T: int, count: int) -> Int[Tensor, " edges"]:
 
 @torch.no_grad()
 def likelihood_bound(
-    process: GaussianDiffusion,
+    process,
     net: Callable[..., Tensor],
     x0: Float[Tensor, "n *dims"],
     generator: torch.Generator,

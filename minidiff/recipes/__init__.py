@@ -5,10 +5,13 @@ from collections.abc import Callable
 
 from minidiff.training import Config
 
-from . import ddpm
+from . import ddpm, sohl_dickstein
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "digits": ddpm.digits,
+    "swissroll-sd": sohl_dickstein.swissroll_sd,
+    "heartbeat-sd": sohl_dickstein.heartbeat_sd,
+    "dead-leaves-sd": sohl_dickstein.dead_leaves_sd,
     "ddpm-cifar10": ddpm.ddpm_cifar10,
     "ddpm-celebahq256": ddpm.ddpm_celebahq256,
     "ddpm-lsun-church256": ddpm.ddpm_lsun_church256,

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minidiff.diffusion import draw
+
 from .ancestral import ancestral
 from .noise import per_image_noise, solver_dtype
 
@@ -29,7 +31,7 @@ def generate(
     for k in range(0, len(seeds), batch):
         part = seeds[k : k + batch]
         noise = per_image_noise(part, shape)
-        start = noise(0).to(device, solver_dtype(torch.device(device)))
+        start = draw(process.prior, noise(0).to(device, solver_dtype(torch.device(device))))
         done.append(ancestral(process, net, start, noise).float().cpu())
         if on_batch is not None:
             on_batch(len(part))

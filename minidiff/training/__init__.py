@@ -1,28 +1,40 @@
 """From data to a checkpoint."""
 
+from .build import Model, build, time_sampler
 from .checkpoint import Description, load_model, newest, read_description
 from .config import (
+    BinomialConfig,
     Config,
     DataConfig,
     GaussianConfig,
-    Model,
+    LearnedGaussianConfig,
+    MultiScaleConfig,
+    NetworkConfig,
+    ProcessConfig,
+    RBFConfig,
+    SigmoidMLPConfig,
     TrainingConfig,
     UNetConfig,
-    build,
     check,
     differences,
-    time_sampler,
 )
 from .ema import EMA
 from .loop import State, begin, read_metrics, resume, train
 
 __all__ = [
     "EMA",
+    "BinomialConfig",
     "Config",
     "DataConfig",
     "Description",
     "GaussianConfig",
+    "LearnedGaussianConfig",
     "Model",
+    "MultiScaleConfig",
+    "NetworkConfig",
+    "ProcessConfig",
+    "RBFConfig",
+    "SigmoidMLPConfig",
     "State",
     "TrainingConfig",
     "UNetConfig",

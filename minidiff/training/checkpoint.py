@@ -14,16 +14,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import FORMAT, Config, Model, build, check, from_dict, to_dict
+from .build import Model, build
+from .config import FORMAT, Config, check, from_dict, to_dict
 
 
 @dataclass(frozen=True)
 class Description:
-    """What config.json says: the configuration, and the shape and levels of the data it was trained on."""
+    """What config.json says: the configuration, and the shape and levels (None: continuous) of the data."""
 
     config: Config
     shape: tuple[int, ...]
-    levels: int
+    levels: int | None
 
     def build(self) -> Model:
         """The modules, with fresh weights."""
@@ -86,7 +87,7 @@ def read_description(folder: Path) -> Description:
             raise ValueError(f"format {values.get('format')!r}, this version of minidiff reads {FORMAT}")
         examples = values["examples"]
         shape, levels = tuple(examples["shape"]), examples["levels"]
-        if not (shape and all(isinstance(n, int) and n > 0 for n in (*shape, levels))):
+        if not (shape and all(isinstance(n, int) and n > 0 for n in (*shape, 1 if levels is None else levels))):
             raise ValueError(f"examples={examples} are not whole numbers above 0")
         config = from_dict(values["config"])
         check(config)

@@ -1,4 +1,4 @@
-"""A whole run as data: frozen dataclasses that a recipe fills in, a checkpoint stores, ``build`` makes modules of."""
+"""A whole run as data: frozen dataclasses that a recipe fills in and a checkpoint stores."""
 
 import dataclasses
 import types
@@ -6,20 +6,18 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-
-from minidiff.diffusion import SCHEDULES, GaussianDiffusion, UniformTimes
+from minidiff.diffusion.binomial import BinomialPrediction
 from minidiff.diffusion.gaussian import Loss, Prediction, Variance
-from minidiff.networks import UNet
+from minidiff.diffusion.learned_gaussian import Step
 
-FORMAT = 1  # of config.json; raised when an old file would be misread
+FORMAT = 2  # of config.json; raised when an old file would be misread
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is trained on."""
 
-    source: str = "digits"  # digits, or the path of an .npz file with an array named images
+    source: str = "digits"  # a name that load_data knows, or the path of an .npz file with an array named images
     flip: bool = False  # mirror each image with probability ½
 
 
@@ -37,6 +35,28 @@ class GaussianConfig:
 
 
 @dataclass(frozen=True)
+class LearnedGaussianConfig:
+    """LearnedGaussian's arguments; the schedule is where learning begins."""
+
+    schedule: str = "geometric"
+    T: int = 1000
+    schedule_options: dict[str, float] = field(default_factory=dict)
+    learn_betas: bool = True
+    predict: Step = "shift"
+
+
+@dataclass(frozen=True)
+class BinomialConfig:
+    """BinomialDiffusion's arguments."""
+
+    schedule: str = "harmonic"
+    T: int = 2000
+    schedule_options: dict[str, float] = field(default_factory=dict)
+    m: float = 0.5  # the stationary rate
+    predict: BinomialPrediction = "x0"
+
+
+@dataclass(frozen=True)
 class UNetConfig:
     """UNet's arguments."""
 
@@ -45,6 +65,37 @@ class UNetConfig:
     blocks: int = 2
     attention: tuple[int, ...] = (1,)
     dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class RBFConfig:
+    """RBF's arguments."""
+
+    units: int = 16
+
+
+@dataclass(frozen=True)
+class SigmoidMLPConfig:
+    """SigmoidMLP's arguments."""
+
+    width: int = 50
+    depth: int = 3
+    bumps: int = 16  # 0: a read-out for every step
+
+
+@dataclass(frozen=True)
+class MultiScaleConfig:
+    """MultiScale's arguments."""
+
+    features: int = 32
+    layers: int = 4
+    dense: int = 2
+    scales: int = 3
+    bumps: int = 10
+
+
+ProcessConfig = GaussianConfig | LearnedGaussianConfig | BinomialConfig
+NetworkConfig = UNetConfig | RBFConfig | SigmoidMLPConfig | MultiScaleConfig
 
 
 @dataclass(frozen=True)
@@ -68,55 +119,9 @@ class Config:
 
     recipe: str
     data: DataConfig = DataConfig()
-    process: GaussianConfig = GaussianConfig()
-    network: UNetConfig = UNetConfig()
+    process: ProcessConfig = GaussianConfig()
+    network: NetworkConfig = UNetConfig()
     training: TrainingConfig = TrainingConfig()
-
-
-class Model(nn.Module):
-    """A network and its process as one module: what is optimised, averaged and saved."""
-
-    def __init__(self, net: nn.Module, process: GaussianDiffusion):
-        super().__init__()
-        self.net, self.process = net, process
-
-    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, **cond: Tensor) -> dict[str, Tensor]:
-        """The process's per-example losses."""
-        return self.process.loss(self.net, x0, t, noise, **cond)
-
-
-def build(config: Config, shape: tuple[int, ...], levels: int) -> Model:
-    """The modules that a configuration describes, for data of this shape (channel, height, width) and these levels.
-
-    Weights are drawn from torch's default generator. Raises ValueError for a schedule that does not exist and for an
-    image size that the network cannot halve often enough.
-    """
-    process, network = config.process, config.network
-    if process.schedule not in SCHEDULES:
-        raise ValueError(f"process.schedule={process.schedule!r} is not one of {', '.join(SCHEDULES)}.")
-    try:
-        betas = SCHEDULES[process.schedule](process.T, **process.schedule_options)
-    except TypeError as error:
-        raise ValueError(f"process.schedule_options={process.schedule_options}: {error}.") from error
-    if len(shape) != 3:
-        raise ValueError(f"data shaped {shape}: this network takes (channel, height, width).")
-    channels = shape[0]
-    out_channels = 2 * channels if process.variance == "learned" else channels
-    net = UNet(channels, out_channels, **dataclasses.asdict(network))
-    if shape[1] % net.divisor or shape[2] % net.divisor:
-        raise ValueError(
-            f"images of {shape[1]}×{shape[2]}: both sides must divide by {net.divisor} with mult={network.mult}. "
-            "Take fewer levels, or images of another size."
-        )
-    diffusion = GaussianDiffusion(
-        betas, process.predict, process.variance, process.loss, levels=levels, clip=process.clip
-    )
-    return Model(net, diffusion)
-
-
-def time_sampler(config: Config) -> UniformTimes:
-    """The law of t in training."""
-    return UniformTimes(config.process.T)
 
 
 def check(config: Config) -> None:
@@ -137,8 +142,11 @@ def check_training(training: TrainingConfig) -> None:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """As plain containers, ready for JSON."""
-    return dataclasses.asdict(config)
+    """As plain containers, ready for JSON; what could be of several kinds says which it is."""
+    values = dataclasses.asdict(config)
+    for part in ("process", "network"):
+        values[part] = {"kind": type(getattr(config, part)).__name__, **values[part]}
+    return values
 
 
 def from_dict(values: Any, kind: type = Config, where: str = "") -> Any:
@@ -158,6 +166,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(value, hint, where + ".")
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType and all(map(dataclasses.is_dataclass, args)):
+        kinds = {kind.__name__: kind for kind in args}
+        if not isinstance(value, dict) or value.get("kind") not in kinds:
+            raise ValueError(f"configuration: {where}.kind should be one of {', '.join(kinds)}, in {value!r}.")
+        return from_dict({k: v for k, v in value.items() if k != "kind"}, kinds[value["kind"]], where + ".")
     fits = {
         tuple: lambda: isinstance(value, list | tuple) and all(isinstance(v, args[0]) for v in value),
         dict: lambda: isinstance(value, dict),
@@ -172,7 +185,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 def differences(a: Config, b: Config) -> list[str]:
     """The keys on which two configurations differ, as ``key: value in a, value in b``."""
     flat_a, flat_b = _flatten(to_dict(a)), _flatten(to_dict(b))
-    return [f"{key}: {flat_a[key]}, {flat_b[key]}" for key in flat_a if flat_a[key] != flat_b[key]]
+    keys = [key for key in flat_a | flat_b if flat_a.get(key) != flat_b.get(key)]
+    return [f"{key}: {flat_a.get(key)}, {flat_b.get(key)}" for key in keys]
 
 
 def _flatten(values: dict[str, Any], where: str = "") -> dict[str, Any]:

@@ -16,7 +16,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from . import checkpoint
-from .config import Model, TrainingConfig, check_training
+from .build import Model
+from .config import TrainingConfig, check_training
 from .ema import EMA
 
 NOT_FINITE = (

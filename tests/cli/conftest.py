@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cli_flags import TINY
+from cli_flags import FIRST_PAPER, TINY
 
 from minidiff.cli.main import main
 
@@ -38,6 +38,15 @@ def trained(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("trained") / "run"
     assert main(["train", "digits", "--out", str(run), *TINY]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def first_paper(tmp_path_factory) -> dict[str, Path]:
+    """Finished runs of the first paper's recipes, as the one above."""
+    runs = {name: tmp_path_factory.mktemp("first") / name for name in FIRST_PAPER}
+    for name, run in runs.items():
+        assert main(["train", name, "--out", str(run), *FIRST_PAPER[name]]) == 0
+    return runs
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from cli_flags import TINY
 from matplotlib.image import imread
 from tiny import files
 
-from minidiff import RECIPES, Bound, decode, digits, generate, likelihood_bound, load, read_metrics, strata
+from minidiff import RECIPES, Bound, UNet, decode, digits, generate, likelihood_bound, load, read_metrics, strata
 from minidiff.cli.likelihood import table
 from minidiff.cli.main import COMMANDS
 
@@ -113,6 +113,13 @@ def test_likelihood_prints_terms_that_add_up_to_the_bound(minidiff, run):
     bound = likelihood_bound(model.process, model.net, digits("test").x[:20].double(), generator, 12)
     assert (total, error) == pytest.approx((bound.total, bound.error), abs=6e-5)
     assert numbers[1] == pytest.approx(bound.terms[0].item(), abs=6e-5)
+
+
+def test_the_network_sees_no_more_examples_than_it_is_given_at_a_time(minidiff, run, monkeypatch):
+    sizes, forward = set(), UNet.forward
+    monkeypatch.setattr(UNet, "forward", lambda self, x, t: sizes.add(len(x)) or forward(self, x, t))
+    whole, parts = (minidiff("likelihood", run, "-n", 20, "--count", 5, "--batch", batch) for batch in (500, 6))
+    assert sizes == {20, 6, 2} and whole.code == 0 and whole.out == parts.out
 
 
 @pytest.mark.parametrize("T, count", [(1000, 100), (300, 300), (101, 101), (40, 7)])

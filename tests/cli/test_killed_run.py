@@ -69,7 +69,8 @@ def test_killed_before_its_first_checkpoint_it_begins_again_with_a_clean_record(
 
 
 def test_control_c_is_a_sentence_that_tells_how_to_go_on(tmp_path):
-    code, rest = start_and_kill(tmp_path / "run", 400, signal.SIGINT)
+    far = ("--training.images", "200000")  # so that the signal finds it at work, however late it comes
+    code, rest = start_and_kill(tmp_path / "run", 400, signal.SIGINT, *far)
     assert code == 130
     assert "--resume goes on" in rest and "Traceback" not in rest
     assert int(newest(tmp_path / "run").name) >= 320

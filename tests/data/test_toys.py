@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.special import ndtr
 from scipy.stats import kstest
 
-from minidiff import Mixture, Points, swiss_roll
+from minidiff import Mixture, Points, heartbeats, is_heartbeat, swiss_roll, swiss_roll_log_prob
 
 PLANE = Mixture(torch.tensor([2.0, 1.0, 1.0]), torch.tensor([[0.0, 1.0], [-1.0, -0.5], [1.5, 0.0]]), std=0.3)
 LINE = Mixture(torch.tensor([1.0, 3.0]), torch.tensor([[-1.0], [0.5]]), std=0.2)
@@ -22,6 +22,9 @@ def test_points_are_a_training_set(generator):
     points = Points(torch.arange(10.0).reshape(5, 2))
     x, cond = points.batch(torch.tensor([4, 1]), generator)
     assert len(points) == 5 and x.tolist() == [[8, 9], [2, 3]] and cond == {}
+    assert points.shape == (2,) and points.levels is None
+    pictures = Points(torch.zeros(3, 1, 4, 6), levels=2)
+    assert (pictures.shape, pictures.levels, pictures.batch(torch.tensor([0]), generator)[0].ndim) == ((1, 4, 6), 2, 4)
 
 
 def test_swiss_roll_has_unit_mean_square(generator):
@@ -38,6 +41,68 @@ def test_swiss_roll_lies_on_its_spiral_when_there_is_no_noise(generator):
     angle = radius * mean_square**0.5
     np.testing.assert_allclose(x, radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), atol=1e-9)
     assert kstest((angle - 1.5 * math.pi) / (3 * math.pi), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.1])
+def test_swiss_roll_density_is_its_integral(noise):
+    """∫ du N(x; roll(u), noise²), everything divided by √(1 + noise²); at points on, beside and far off the roll."""
+    scale = math.sqrt((quad(lambda u: (1.5 * math.pi * (1 + 2 * u)) ** 2 / 2, 0, 1)[0]) * (1 + noise**2))
+    sd = noise / math.sqrt(1 + noise**2)
+
+    def density(u: float, x: tuple[float, float]) -> float:
+        a = 1.5 * math.pi * (1 + 2 * u)
+        square = (x[0] - a * math.cos(a) / scale) ** 2 + (x[1] - a * math.sin(a) / scale) ** 2
+        return math.exp(-square / (2 * sd**2)) / (2 * math.pi * sd**2)
+
+    for u, precision in ((0.37, 1e-5), (0.8, 1e-5), (0.0, 2e-3), (1.0, 2e-3)):  # it is cut off at its ends
+        a = 1.5 * math.pi * (1 + 2 * u)
+        for beside in (0.0, 1.0, 3.0):
+            x = (a / scale + beside * sd) * math.cos(a), (a / scale + beside * sd) * math.sin(a)
+            span = {"points": sorted({max(u - 0.05, 0), u, min(u + 0.05, 1)}), "epsabs": 1e-13, "limit": 400}
+            expected = quad(density, 0, 1, args=(x,), **span)[0]
+            found = swiss_roll_log_prob(torch.tensor([x], dtype=torch.float64), noise).exp().item()
+            assert found == pytest.approx(expected, rel=precision)
+
+
+def test_swiss_roll_density_is_that_of_its_samples(generator):
+    """It integrates to 1; its mean square is 1, its entropy and its mass in quadrants those of the samples."""
+    axis = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    density = torch.cat([swiss_roll_log_prob(part, 0.1).exp() for part in z.split(20_000)]) * 0.02**2
+    assert density.sum().item() == pytest.approx(1, abs=1e-6)
+    assert (density @ z.square()).sum().item() == pytest.approx(2, abs=0.05)  # over both elements
+    x, n = swiss_roll(20_000, generator, 0.1), 20_000
+    log_p = swiss_roll_log_prob(x, 0.1)
+    entropy = -(density * density.div(0.02**2).clamp(min=1e-300).log()).sum()
+    assert abs(log_p.mean() + entropy) < 4 * log_p.std() / n**0.5
+    for quadrant in (lambda v: (v > 0).all(1), lambda v: (v[:, 0] > 0.3) & (v[:, 1] < -0.4), lambda v: v[:, 0] < -1):
+        p = density[quadrant(z)].sum().item()
+        assert abs(quadrant(x).double().mean().item() - p) < 4 * (p * (1 - p) / n) ** 0.5 + 0.005
+
+
+def test_float32_points_have_a_float64_density(generator):
+    x = swiss_roll(1_500, generator)
+    torch.testing.assert_close(swiss_roll_log_prob(x.float()), swiss_roll_log_prob(x), rtol=1e-3, atol=1e-3)
+    assert swiss_roll_log_prob(x.float()).dtype == torch.float64
+
+
+def test_heartbeats_beat_once_a_period():
+    x = heartbeats()
+    assert x.shape == (5, 20) and x.dtype == torch.float32
+    for row in x.tolist():
+        places = [k for k, bit in enumerate(row) if bit]
+        assert len(places) == 4 and set(np.diff(places)) == {5}
+    assert sorted(row.index(1.0) for row in x.tolist()) == [0, 1, 2, 3, 4]
+    assert is_heartbeat(x).all() and is_heartbeat(heartbeats(7, 3).double(), period=3).all()
+
+
+def test_nothing_else_is_a_heartbeat():
+    """Of all sequences of 8 bits, exactly the 3 of period 3; and one wrong bit is enough."""
+    everything = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
+    assert is_heartbeat(everything, 3).sum() == 3
+    wrong = heartbeats().repeat_interleave(20, 0)
+    wrong[torch.arange(100), torch.arange(100) % 20] = 1 - wrong[torch.arange(100), torch.arange(100) % 20]
+    assert not is_heartbeat(wrong).any()
 
 
 @given(scale_sigma=noise_levels, x=st.floats(-3, 3))

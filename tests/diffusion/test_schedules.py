@@ -9,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minidiff import SCHEDULES, constant_betas, cosine_betas, harmonic_betas, linear_betas, quadratic_betas
+from minidiff import (
+    SCHEDULES,
+    constant_betas,
+    cosine_betas,
+    geometric_betas,
+    harmonic_betas,
+    linear_betas,
+    quadratic_betas,
+)
 
 
 def alpha_bar(betas: torch.Tensor) -> torch.Tensor:
@@ -77,6 +85,13 @@ def test_square_root_of_quadratic_betas_is_a_straight_line(T):
     assert root[0].item() == pytest.approx((1e-4 * 1000 / T) ** 0.5)
     assert root[-1].item() == pytest.approx((0.02 * 1000 / T) ** 0.5)
     torch.testing.assert_close(root.diff(), root.diff()[:1].expand(T - 1), rtol=1e-6, atol=1e-12)
+
+
+@given(T=st.integers(2, 3000), first=st.floats(1e-6, 1e-2), last=st.floats(0.02, 0.99))
+def test_geometric_betas_grow_by_one_factor_between_their_ends_whatever_T(T, first, last):
+    betas = geometric_betas(T, first, last)
+    assert betas[0].item() == pytest.approx(first, rel=1e-12) and betas[-1].item() == pytest.approx(last, rel=1e-12)
+    torch.testing.assert_close(betas[1:] / betas[:-1], torch.full((T - 1,), (last / first) ** (1 / (T - 1))).double())
 
 
 def test_constant_betas_keep_the_noise_of_a_thousand_steps():

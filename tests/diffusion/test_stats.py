@@ -1,4 +1,4 @@
-"""Normal distributions: Kullback–Leibler divergence and masses of bins, against quadrature, scipy and mpmath."""
+"""Normal and Bernoulli distributions: divergences, entropies and masses, against quadrature, scipy and mpmath."""
 
 import mpmath
 import numpy as np
@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import log_mass
 from scipy.integrate import quad
-from scipy.stats import norm
+from scipy.stats import bernoulli, norm
 from torch.distributions import Normal, kl_divergence
 
-from minidiff import discretised_normal_log_prob, flat_mean, normal_kl, standard_error
+from minidiff import (
+    bernoulli_entropy,
+    bernoulli_kl,
+    bernoulli_log_prob,
+    discretised_normal_log_prob,
+    flat_mean,
+    normal_kl,
+    standard_error,
+)
+from minidiff.diffusion.stats import gaussian_entropies
 
 means, log_vars = st.floats(-3, 3), st.floats(-6, 3)
 
@@ -115,3 +124,61 @@ def test_flat_mean_keeps_the_batch(generator):
 def test_standard_error_is_that_of_the_mean(generator):
     x = torch.randn(50, generator=generator, dtype=torch.float64)
     assert standard_error(x) == pytest.approx(np.std(x.numpy(), ddof=1) / 50**0.5)
+
+
+# ---- bits -----------------------------------------------------------------------------------------------------------
+
+logits = st.floats(-60, 60)
+
+
+def rate(z: float) -> tuple[mpmath.mpf, mpmath.mpf]:
+    """Probabilities of 0 and 1 in mpmath's working precision."""
+    return 1 / (1 + mpmath.exp(mpmath.mpf(z))), 1 / (1 + mpmath.exp(-mpmath.mpf(z)))
+
+
+@given(z1=logits, z2=logits)
+def test_bernoulli_numbers_are_those_of_exact_arithmetic(z1, z2):
+    with mpmath.workdps(80):
+        p, q = rate(z1), rate(z2)
+        kl = float(sum(a * mpmath.log(a / b) for a, b in zip(p, q, strict=True)))
+        entropy = float(-sum(a * mpmath.log(a) for a in p))
+        zero, one = (float(mpmath.log(a)) for a in p)
+    assert bernoulli_kl(scalar(z1), scalar(z2)).item() == pytest.approx(kl, rel=1e-9, abs=1e-14)
+    assert bernoulli_entropy(scalar(z1)).item() == pytest.approx(entropy, rel=1e-9, abs=1e-14)
+    assert bernoulli_log_prob(scalar(1), scalar(z1)).item() == pytest.approx(one, rel=1e-12)
+    assert bernoulli_log_prob(scalar(0), scalar(z1)).item() == pytest.approx(zero, rel=1e-12)
+
+
+@given(p=st.floats(0.001, 0.999))
+def test_bernoulli_entropy_and_log_prob_are_scipys(p):
+    z = scalar(p).logit()
+    assert bernoulli_entropy(z).item() == pytest.approx(float(bernoulli(p).entropy()), rel=1e-9)
+    x = torch.tensor([[0.0], [1.0]]).double()
+    np.testing.assert_allclose(bernoulli_log_prob(x, z)[:, 0], bernoulli(p).logpmf([0, 1]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rates_of_0_and_1_are_exact(dtype):
+    inf, half = float("inf"), float(np.log(3))  # log 3 is the rate 3/4
+    kl = lambda a, b: bernoulli_kl(scalar(a, dtype), scalar(b, dtype)).item()
+    assert [kl(inf, inf), kl(-inf, -inf)] == [0, 0] and [kl(inf, -inf), kl(-inf, inf), kl(half, inf)] == [inf] * 3
+    assert kl(inf, half) == pytest.approx(-np.log(0.75)) and kl(-inf, half) == pytest.approx(-np.log(0.25))
+    assert bernoulli_entropy(scalar(inf, dtype)).item() == pytest.approx(0, abs=1e-6 if dtype == torch.float32 else 0)
+    found = bernoulli_log_prob(torch.tensor([0, 1, 0, 1], dtype=dtype), torch.tensor([inf, inf, -inf, -inf]).to(dtype))
+    assert found.tolist() == [-inf, 0, 0, -inf]
+
+
+@given(z1=st.one_of(logits, st.sampled_from([-np.inf, np.inf])), z2=st.floats(-30, 30))
+def test_the_gradient_of_the_bernoulli_divergence_is_the_difference_of_rates(z1, z2):
+    first, second = scalar(z1).requires_grad_(), scalar(z2).requires_grad_()
+    bernoulli_kl(first, second).backward()
+    slope = 0 if np.isinf(z1) else (first.sigmoid() * (-first).sigmoid() * (first - second)).item()
+    assert first.grad.item() == pytest.approx(slope, abs=1e-12)
+    assert second.grad.item() == pytest.approx((second.sigmoid() - first.sigmoid()).item(), abs=1e-12)
+
+
+@given(beta=st.floats(1e-4, 0.99), alpha_bar=st.floats(0.01, 0.99))
+def test_gaussian_entropies_are_scipys_in_bits(beta, alpha_bar):
+    step, given_x0 = gaussian_entropies(scalar(beta), scalar(alpha_bar))
+    assert step.item() == pytest.approx(norm(0, beta**0.5).entropy() / np.log(2))
+    assert given_x0.item() == pytest.approx(norm(0, (1 - alpha_bar) ** 0.5).entropy() / np.log(2))

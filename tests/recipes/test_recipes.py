@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from minidiff import RECIPES, Config, UNet, linear_betas, recipe
+from minidiff import RECIPES, Config, UNet, UNetConfig, build, linear_betas, load_data, recipe
 from minidiff.diffusion import SCHEDULES
 from minidiff.training import check
 
@@ -23,6 +23,8 @@ def test_every_recipe_can_be_trained_and_carries_its_name(name):
     check(config)
     assert config.recipe == name
     assert len(SCHEDULES[config.process.schedule](config.process.T)) == config.process.T
+    if not isinstance(config.network, UNetConfig):
+        return  # built below
     size = {"digits": 8, "ddpm-cifar10": 32}.get(name, 256)
     assert size % network(config, 3).divisor == 0
 
@@ -50,6 +52,35 @@ def test_ddpm_has_the_settings_of_its_appendix(name, count, batch, steps, lr):
     assert torch.equal(SCHEDULES[process.schedule](process.T, **process.schedule_options), linear_betas(1000))
     assert config.network.dropout == (0.1 if "cifar" in name else 0.0)
     assert config.data.flip == ("bedroom" not in name)
+
+
+@pytest.mark.parametrize(
+    "name, T, ends, parameters",
+    [
+        ("swissroll-sd", 40, (1e-4, 0.5), 100 * 2 + 100 + 40 * 4 * 101 + 39),
+        ("heartbeat-sd", 2000, (1 / 2000, 1.0), 21 * 50 + 2 * 51 * 50 + 16 * 20 * 51),
+        (
+            "dead-leaves-sd",
+            1000,
+            (1e-4, 0.05),
+            3 * (10 * 24 + 2 * 217 * 24) + 25 * 24 + 10 * 2 * 25 + 999,
+        ),
+    ],
+)
+def test_the_first_papers_recipes_are_built_on_their_own_data(name, T, ends, parameters):
+    config = recipe(name)
+    data = load_data(config.data.source, "test")
+    model = build(config, data.shape, data.levels)
+    betas = model.process.betas
+    assert (len(betas), betas[0].item(), betas[-1].item()) == (T, pytest.approx(ends[0]), pytest.approx(ends[1]))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    if name == "heartbeat-sd":
+        assert model.process.m == 0.2 == pytest.approx(data.x.mean().item())
+    else:
+        assert (data.x**2).mean().item() == pytest.approx(1, abs=0.05)
+    t = torch.randint(T, (4,), generator=torch.Generator().manual_seed(0))
+    losses = model(data.x[:4], t, model.process.draw_noise(data.x[:4], torch.Generator().manual_seed(0)))
+    assert losses["loss"].isfinite().all()
 
 
 def test_checkpoints_fall_on_ticks():

@@ -1,10 +1,21 @@
 """Ancestral sampling: the chain in closed form on Gaussian data, its parts, its noise and its callback."""
 
+import numpy as np
 import pytest
 import torch
-from oracles import Chain
+from oracles import BitChain, Chain
 
-from minidiff import MLP, GaussianDiffusion, ancestral, batch_noise, linear_betas, per_image_noise
+from minidiff import (
+    MLP,
+    BinomialDiffusion,
+    GaussianDiffusion,
+    LearnedGaussian,
+    ancestral,
+    batch_noise,
+    draw,
+    linear_betas,
+    per_image_noise,
+)
 
 BETAS = linear_betas(50)
 
@@ -48,6 +59,39 @@ def test_no_noise_is_added_in_the_last_step():
     ancestral(process, Chain(BETAS, 0.0, 1.0).network("eps"), torch.zeros(2, 1), noise)
     assert asked == list(range(1, 50))
     ancestral(process, Chain(BETAS, 0.0, 1.0).network("eps"), torch.zeros(2, 1), silent, first=0)
+
+
+@pytest.mark.parametrize("predict", ["pull", "shift"])
+def test_a_density_is_drawn_from_to_the_last_step(predict, generator):
+    """The best reverse of N(m, s²) with the forward kernel as its last step: the moments, and noise in every step."""
+    m, s, n, asked = 0.6, 0.8, 20_000, []
+    chain, process = Chain(BETAS, m, s), LearnedGaussian(BETAS, predict=predict)
+    drawn = batch_noise(generator, n, (1,))
+    x = ancestral(process, chain.learned(predict), drawn(0), lambda step: asked.append(step) or drawn(step))
+    mean = (1 - chain.betas[0]) ** 0.5 * chain.alpha_bar[0] ** 0.5 * m  # but for what x_T still knows of x_0
+    variance = (1 - chain.betas[0]) * chain.marginal[0] + chain.betas[0]
+    assert asked == list(range(1, 51))
+    assert abs(x.mean().item() - mean) < 4 * (variance / n) ** 0.5 + m * chain.alpha_bar[-1] ** 0.5
+    assert abs(x.var().item() - variance) < 4 * variance * (2 / n) ** 0.5 + chain.alpha_bar[-1]
+
+
+@pytest.mark.parametrize("betas", [[0.1, 0.3, 0.5, 0.7], [0.25, 0.4, 1.0]])
+@pytest.mark.parametrize("data", [[0.7, 0.3], [0.45, 0.05, 0.2, 0.3]])
+def test_bits_are_drawn_as_the_product_of_the_step_matrices_says(data, betas, generator):
+    """Every bit of every step by its exact conditional, the last one by the forward kernel (SD 44)."""
+    chain, n = BitChain(betas := torch.tensor(betas).double(), 0.2, data), 20_000
+    law = lambda rate: np.where(chain.states == 1, rate[:, None], 1 - rate[:, None]).prod(2)
+    expected = chain.end
+    for t in reversed(range(chain.T)):
+        joint = chain.joint(t, t + 1)
+        exact = (joint.T @ chain.states) / joint.sum(0)[:, None]
+        expected = expected @ law(exact if t else chain.single[0][:, 1][chain.states])
+    process, noise = BinomialDiffusion(betas, 0.2), batch_noise(generator, n, (chain.d,))
+    x = ancestral(process, chain.network(), draw(process.prior, noise(0)), noise)
+    assert set(x.unique().tolist()) == {0.0, 1.0} and x.dtype == torch.float64
+    state = (x @ 2.0 ** torch.arange(chain.d - 1, -1, -1).double()).long()
+    found = torch.bincount(state, minlength=len(data)).numpy() / n
+    assert (np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all()
 
 
 def test_parts_make_up_the_whole():

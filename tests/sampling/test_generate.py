@@ -5,7 +5,18 @@ from copy import deepcopy
 import pytest
 import torch
 
-from minidiff import GaussianDiffusion, UNet, ancestral, generate, linear_betas, per_image_noise
+from minidiff import (
+    BinomialDiffusion,
+    GaussianDiffusion,
+    LearnedGaussian,
+    UNet,
+    ancestral,
+    generate,
+    geometric_betas,
+    harmonic_betas,
+    linear_betas,
+    per_image_noise,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +45,26 @@ def test_an_image_is_the_ancestral_sample_of_its_seed(net):
     noise = per_image_noise([12], (1, 4, 4))
     expected = ancestral(PROCESS, net, noise(0), noise).float()
     torch.testing.assert_close(generate(PROCESS, net, (1, 4, 4), [11, 12])[1:], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_points_and_bits_too_are_the_same_in_any_batch_and_order(batch):
+    gauss, bits, seeds = LearnedGaussian(geometric_betas(20)), BinomialDiffusion(harmonic_betas(20), 0.2), range(40)
+    nets = {gauss: lambda x, t: torch.cat([x.sin(), x.cos()], 1), bits: lambda x, t: 3 * x.roll(1, 1) - 2}
+    for process, net in nets.items():
+        at_once = generate(process, net, (6,), seeds)
+        assert at_once.dtype == torch.float32 and not at_once.requires_grad
+        torch.testing.assert_close(generate(process, net, (6,), seeds[::-1], batch).flip(0), at_once, rtol=0, atol=1e-6)
+    assert set(at_once.unique().tolist()) == {0.0, 1.0}
+    assert len(at_once.unique(dim=0)) > 10
+
+
+def test_bits_begin_at_the_rate_of_the_prior():
+    """Of 2,000 seeds; the chain is one whose every step stays where it is, but for the first."""
+    process = BinomialDiffusion(torch.tensor([1e-9, 0.5]), 0.2, "rate")
+    stay = lambda x, t: torch.where(x > 0, 50.0, -50.0).to(x)
+    share = generate(process, stay, (5,), range(2_000)).mean().item()
+    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / 10_000) ** 0.5
 
 
 def test_progress_is_told_a_batch_at_a_time():

@@ -6,9 +6,29 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 from torch import nn
 
-from minidiff import RECIPES, GaussianConfig, UNetConfig, build, recipe
+from minidiff import (
+    RBF,
+    RECIPES,
+    BinomialConfig,
+    BinomialDiffusion,
+    GaussianConfig,
+    GaussianDiffusion,
+    LearnedGaussian,
+    LearnedGaussianConfig,
+    MultiScale,
+    MultiScaleConfig,
+    RBFConfig,
+    SigmoidMLP,
+    SigmoidMLPConfig,
+    UNet,
+    UNetConfig,
+    build,
+    geometric_betas,
+    recipe,
+)
 from minidiff.training import check, differences
 from minidiff.training.config import from_dict, to_dict
 
@@ -17,6 +37,52 @@ from minidiff.training.config import from_dict, to_dict
 def test_every_recipe_survives_the_file(name):
     config = recipe(name)
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+PROCESSES = [  # with what they make, and the levels of data that they take
+    (GaussianConfig(T=25, predict="v", clip=False), GaussianDiffusion, 17),
+    (LearnedGaussianConfig("linear", 25, {"last": 0.01}, False, "pull"), LearnedGaussian, None),
+    (BinomialConfig("harmonic", 25, {}, 0.3, "rate"), BinomialDiffusion, 2),
+]
+NETWORKS = [
+    (UNetConfig(channels=4, mult=(1, 2), attention=()), UNet),
+    (RBFConfig(units=7), RBF),
+    (SigmoidMLPConfig(6, 2, 0), SigmoidMLP),
+    (MultiScaleConfig(4, 1, 1, 2, 3), MultiScale),
+]
+
+
+@pytest.mark.parametrize("process, made, levels", PROCESSES)
+@pytest.mark.parametrize("network, net", NETWORKS)
+def test_every_kind_survives_the_file_and_is_built_as_what_it_says(process, made, levels, network, net):
+    config = replace(tiny.config(), process=process, network=network)
+    values = json.loads(json.dumps(to_dict(config)))
+    assert from_dict(values) == config and type(from_dict(values).process) is type(process)
+    assert (values["process"]["kind"], values["network"]["kind"]) == (type(process).__name__, type(network).__name__)
+    shape = (3, 8, 8) if isinstance(network, UNetConfig | MultiScaleConfig) else (3,)
+    model = build(config, shape, levels)
+    assert (type(model.process), type(model.net), model.process.T) == (made, net, 25)
+    answer = model.net(torch.zeros(2, *shape), torch.tensor([0.0, 24.0]))
+    assert answer.shape == (2, 6 if isinstance(process, LearnedGaussianConfig) else 3, *shape[1:])
+
+
+def test_every_argument_reaches_the_process_and_the_network():
+    gauss, learned, bits = (
+        build(replace(tiny.config(), process=config, network=RBFConfig(units=7)), (3,), levels).process
+        for config, _, levels in PROCESSES
+    )
+    assert (gauss.predict, gauss.clip, gauss.levels) == ("v", False, 17)
+    assert (learned.predict, learned.logits.requires_grad) == ("pull", False)
+    torch.testing.assert_close(learned.betas[-1].item(), 0.01 * 40)
+    assert (bits.m, bits.predict) == (0.3, "rate") and bits.betas[-1] == 1
+    moving = build(replace(tiny.config(), process=LearnedGaussianConfig(T=9), network=RBFConfig()), (3,), None)
+    assert moving.process.logits.requires_grad and moving.net.centres.shape == (16, 3)
+    torch.testing.assert_close(moving.process.betas.detach(), geometric_betas(9))
+    deep = build(replace(tiny.config(), network=SigmoidMLPConfig(6, 2, 5)), (3,), 17).net
+    assert [layer.out_features for layer in deep.hidden[::2]] == [6, 6] and deep.readout.bumps == 5
+    wide = build(replace(tiny.config(), network=MultiScaleConfig(5, 3, 1, 2, 4)), (2, 6, 6), 17).net
+    assert (len(wide.convs), len(wide.dense), wide.dense[0].in_features, wide.divisor) == (3, 1, 5, 2)
+    assert wide.readout.bumps == 4 and len(wide.convs[0].convs) == 2
 
 
 def test_options_of_a_schedule_survive_the_file():
@@ -55,6 +121,11 @@ def edited(path: str, value: object) -> dict:
         ("network", [1, 2], "network"),
         ("data.flip", "yes", "data.flip='yes'"),
         ("process.schedule_options", [1], "process.schedule_options="),
+        ("process.kind", "PoissonConfig", "process.kind should be one of GaussianConfig, LearnedGaussianConfig, Binom"),
+        ("process.kind", ..., "process.kind should be one of"),
+        ("network.kind", "BinomialConfig", "network.kind should be one of UNetConfig, RBFConfig"),
+        ("process.kind", "BinomialConfig", "unknown key process.clip"),
+        ("network.kind", "RBFConfig", "unknown key network.attention"),
     ],
 )
 def test_a_slip_is_refused_by_its_key(path, value, sentence):
@@ -71,6 +142,15 @@ def test_differences_name_the_keys_and_both_values():
     b = replace(a, process=replace(a.process, T=40, schedule_options={"first": 2e-4}))
     assert differences(a, a) == []
     assert differences(a, b) == ["process.T: 30, 40", "process.schedule_options: {}, {'first': 0.0002}"]
+
+
+def test_differences_between_kinds_name_the_kinds_and_what_only_one_has():
+    a = tiny.config()
+    b = replace(a, process=BinomialConfig(T=30, m=0.3, predict="rate"))
+    found = differences(a, b)
+    assert "process.kind: GaussianConfig, BinomialConfig" in found and "process.m: None, 0.3" in found
+    assert "process.predict: eps, rate" in found and "process.clip: True, None" in found
+    assert not any(line.startswith(("process.T:", "network", "training")) for line in found)
 
 
 @pytest.mark.parametrize("name", ["images", "batch", "lr", "clip_grad", "tick", "checkpoint"])
@@ -104,9 +184,24 @@ def test_what_is_built_is_what_is_described():
         ({"process": GaussianConfig(T=1)}, (1, 4, 4), "T=1"),
         ({"network": UNetConfig(mult=(1, 1, 1))}, (1, 9, 9), "images of 9×9: both sides must divide by 4"),
         ({"network": UNetConfig(channels=-4)}, (1, 4, 4), "channels=-4"),
-        ({}, (5,), r"\(5,\)"),
+        ({}, (5,), r"data shaped \(5,\): UNet takes \(channel, height, width\)"),
+        ({"network": MultiScaleConfig()}, (5,), r"data shaped \(5,\): MultiScale takes"),
+        ({"network": MultiScaleConfig(scales=3)}, (1, 8, 6), "8×6: both sides must divide by 4 with scales=3"),
+        ({"network": RBFConfig()}, (1, 4, 4), r"data shaped \(1, 4, 4\): RBF takes \(dim,\)"),
+        ({"network": SigmoidMLPConfig()}, (1, 4, 4), r"SigmoidMLP takes \(dim,\)"),
+        ({"process": BinomialConfig()}, (1, 4, 4), "binomial diffusion takes data of 0 and 1; these have 17 levels"),
+        ({"process": LearnedGaussianConfig("harmonic", 30)}, (1, 4, 4), "betas: .*both excluded"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
         build(replace(tiny.config(), **changes), shape, 17)
+
+
+@pytest.mark.parametrize(
+    "process, sentence",
+    [(GaussianConfig(T=30), "continuous.*take LearnedGaussian"), (BinomialConfig(), "0 and 1; these have no levels")],
+)
+def test_continuous_data_are_refused_by_processes_that_count_levels(process, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build(replace(tiny.config(), process=process), (1, 4, 4), None)

@@ -1,0 +1,94 @@
+"""From a configuration to modules."""
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from minidiff.diffusion import SCHEDULES, BinomialDiffusion, GaussianDiffusion, LearnedGaussian, UniformTimes
+from minidiff.networks import RBF, MultiScale, SigmoidMLP, UNet
+
+from .config import (
+    BinomialConfig,
+    Config,
+    GaussianConfig,
+    LearnedGaussianConfig,
+    MultiScaleConfig,
+    NetworkConfig,
+    ProcessConfig,
+    RBFConfig,
+    UNetConfig,
+)
+
+Process = GaussianDiffusion | LearnedGaussian | BinomialDiffusion
+
+
+class Model(nn.Module):
+    """A network and its process as one module: what is optimised, averaged and saved."""
+
+    def __init__(self, net: nn.Module, process: Process):
+        super().__init__()
+        self.net, self.process = net, process
+
+    def forward(self, x0: Tensor, t: Tensor, noise: Tensor, **cond: Tensor) -> dict[str, Tensor]:
+        """The process's per-example losses."""
+        return self.process.loss(self.net, x0, t, noise, **cond)
+
+
+def build(config: Config, shape: tuple[int, ...], levels: int | None) -> Model:
+    """The modules that a configuration describes, for data of this shape and these levels (None: continuous).
+
+    Weights are drawn from torch's default generator. Raises ValueError, naming the remedy, for a schedule that does not
+    exist, and for data that the process or the network cannot take.
+    """
+    process = build_process(config.process, levels)
+    answers = 2 if isinstance(process, LearnedGaussian) or getattr(process, "variance", "") == "learned" else 1
+    return Model(build_network(config.network, shape, answers, process.T), process)
+
+
+def build_process(config: ProcessConfig, levels: int | None) -> Process:
+    """The process, with the tables of its schedule."""
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"process.schedule={config.schedule!r} is not one of {', '.join(SCHEDULES)}.")
+    try:
+        betas = SCHEDULES[config.schedule](config.T, **config.schedule_options)
+    except TypeError as error:
+        raise ValueError(f"process.schedule_options={config.schedule_options}: {error}.") from error
+    match config:
+        case BinomialConfig():
+            if levels != 2:
+                raise ValueError(f"binomial diffusion takes data of 0 and 1; these have {levels or 'no'} levels.")
+            return BinomialDiffusion(betas, config.m, config.predict)
+        case LearnedGaussianConfig():
+            return LearnedGaussian(betas, config.learn_betas, config.predict)
+        case GaussianConfig():
+            if levels is None:
+                raise ValueError("these data are continuous, and this process counts levels: take LearnedGaussian.")
+            return GaussianDiffusion(
+                betas, config.predict, config.variance, config.loss, levels=levels, clip=config.clip
+            )
+
+
+def build_network(config: NetworkConfig, shape: tuple[int, ...], answers: int, T: int) -> nn.Module:
+    """The network for data of this shape, with ``answers`` outputs for every input channel."""
+    for_images = isinstance(config, UNetConfig | MultiScaleConfig)
+    if len(shape) != (3 if for_images else 1):
+        kind = type(config).__name__.removesuffix("Config")
+        raise ValueError(f"data shaped {shape}: {kind} takes {'(channel, height, width)' if for_images else '(dim,)'}.")
+    options = dataclasses.asdict(config)
+    if isinstance(config, UNetConfig):
+        net = UNet(shape[0], answers * shape[0], **options)
+    else:
+        kind = {RBFConfig: RBF, MultiScaleConfig: MultiScale}.get(type(config), SigmoidMLP)
+        net = kind(shape[0], answers * shape[0], T, **options)
+    if for_images and (shape[1] % net.divisor or shape[2] % net.divisor):
+        option = f"mult={config.mult}" if isinstance(config, UNetConfig) else f"scales={config.scales}"
+        raise ValueError(
+            f"images of {shape[1]}×{shape[2]}: both sides must divide by {net.divisor} with {option}. "
+            "Take fewer levels, or images of another size."
+        )
+    return net
+
+
+def time_sampler(config: Config) -> UniformTimes:
+    """The law of t in training."""
+    return UniformTimes(config.process.T)
