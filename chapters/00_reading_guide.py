@@ -758,12 +758,12 @@ plt.show()
 #
 # ## 0.10 The map
 #
-# Five papers carry the book, and two more are bridges between them. Chapters 00 and [02](02_ddpm.ipynb) exist; the
-# others are planned, and the column says so.
+# Five papers carry the book, and two more are bridges between them. The column says which chapters are planned; the
+# others exist.
 #
 # | paper | its question | what it adds | chapter | needs | what it leaves open |
 # |---|---|---|---|---|---|
-# | **SD**: Sohl-Dickstein et al. 2015 | Can a model be both flexible and easy to draw from? | noising as a Markov chain, its learned reversal, a bound on the likelihood; Gaussian and binary data; multiplying with a second distribution | 01 (planned) | 00 | samples far from natural images |
+# | **SD**: Sohl-Dickstein et al. 2015 | Can a model be both flexible and easy to draw from? | noising as a Markov chain, its learned reversal, a bound on the likelihood; Gaussian and binary data; multiplying with a second distribution | [01](01_nonequilibrium_thermodynamics.ipynb) | 00 | samples far from natural images |
 # | **DDPM**: Ho, Jain, Abbeel 2020 | Can this make good pictures? | predict the noise; a simple weighted loss; the tie to score matching; progressive coding | [02](02_ddpm.ipynb) | 00 | a thousand network calls a sample; fixed variances; a modest likelihood |
 # | **DDIM**: Song, Meng, Ermon 2020 (bridge) | Must the way back be random, and long? | a family of processes with the same training; deterministic sampling in few steps | 03 (planned) | 02 | why it works in few steps |
 # | **SDE**: Song et al. 2021 (bridge) | What is the limit of many small steps? | stochastic differential equations, their reversal, the probability flow, exact likelihoods | 03 (planned) | 02 | which solver, which schedule |

@@ -82,9 +82,10 @@ def rng(seed):
 # %% [markdown]
 # ## 2.1 The gap
 #
-# The framework of 2015 leaves three things open. The reverse step is a Gaussian whose mean a network predicts: should
-# the network give that mean itself, or something from which the mean follows? Its variance: learned, or fixed, and to
-# what? And the training loss is a sum over steps: should every term keep the weight that the likelihood gives it?
+# The framework of 2015 ([chapter 01](01_nonequilibrium_thermodynamics.ipynb)) leaves three things open. The reverse
+# step is a Gaussian whose mean a network predicts: should the network give that mean itself, or something from which
+# the mean follows? Its variance: learned, or fixed, and to what? And the training loss is a sum over steps: should
+# every term keep the weight that the likelihood gives it?
 #
 # Before any theory, look at what depends on it. Two networks, equal to the last weight at the start, saw the same
 # digits for the same number of steps. The first was asked for the mean, and was trained on the bound, which is what

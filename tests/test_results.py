@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,41 @@ def test_a_result_says_how_it_was_made(path):
     assert path.with_suffix(".py").is_file()
 
 
+def script(name: str):
+    """The module that made a result."""
+    path = next(path for path in RESULTS if path.stem == name).with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_table_1_has_the_rows_of_its_script_and_no_row_says_more_than_can_be_known():
+    rows = json.loads(RESULTS[0].with_name("sd_table1.json").read_text())["rows"]
+    table = script("sd_table1")
+    assert set(rows) == set(table.ROWS)
+    for name, row in rows.items():
+        config = table.configuration(name)
+        assert row["images"] == config.training.images == md.recipe(config.recipe).training.images
+        data = md.load_data(config.data.source, "test") if row["dims"] < 256 else None
+        if data is not None:
+            assert md.build(config, data.shape, data.levels).process.T == config.process.T
+        if row["dims"] == 20:
+            assert row["K"] < -math.log2(5) and row["L_null"] == -14.4386  # the entropy of the data
+        if row["dims"] == 2:
+            exact = md.swiss_roll_log_prob(data.x).mean().item() / math.log(2)
+            assert row["exact"] == pytest.approx(exact, abs=1e-4)
+            assert row["K"] < exact + 4 * row["K_error"] and row["K"] < row["by_trajectories"] + 4 * row["K_error"]
+            assert len(row["betas"]) == 40 and row["betas"][0] == 1e-4
+
+
 def test_the_ablation_has_the_rows_of_its_script_and_each_can_be_built():
-    path = next(path for path in RESULTS if path.stem == "ddpm_ablation")
-    spec = importlib.util.spec_from_file_location(path.stem, path.with_suffix(".py"))
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    result = json.loads(path.read_text())
-    assert set(result["rows"]) == set(script.ROWS) and result["images"] == script.IMAGES
+    ablation = script("ddpm_ablation")
+    result = json.loads(Path(ablation.__file__).with_suffix(".json").read_text())
+    assert set(result["rows"]) == set(ablation.ROWS) and result["images"] == ablation.IMAGES
     recipe = md.recipe("digits")
     for name, row in result["rows"].items():
-        config = dataclasses.replace(recipe, process=dataclasses.replace(recipe.process, **script.ROWS[name]))
+        config = dataclasses.replace(recipe, process=dataclasses.replace(recipe.process, **ablation.ROWS[name]))
         model = md.build(config, (1, 8, 8), 17)
         assert model.process.loss_kind == ("bound" if "bound" in name else "simple")
         parts = row["decoder_bits"] + row["bits_t_2_to_60"] + row["bits_above_60"]
