@@ -19,6 +19,8 @@ def load_data(source: str | Path, split: Split = "train", flip: bool = False) ->
     much is drawn anew to be held out. Raises ValueError for a source that is not known and for a file that holds
     something else.
     """
+    if flip and (str(source) in ("swiss-roll", "heartbeat") or str(source).startswith("dead-leaves-")):
+        raise ValueError(f"data.flip mirrors images of digits or of a file; {source!r} has a law of its own.")
     generator, share = torch.Generator().manual_seed(2015 + (split == "test")), 10 if split == "test" else 1
     if leaves := re.fullmatch(r"dead-leaves-(\d+)", str(source)):
         if not 8 <= (size := int(leaves[1])) <= 256:

@@ -34,14 +34,31 @@ def trajectory_likelihood(
     x0: Float[Tensor, "n *dims"],
     generator: torch.Generator,
     trajectories: int = 100,
+    batch: int = 10_000,
 ) -> TrajectoryLikelihood:
     """Run the forward chain ``trajectories`` times from each example and weigh each path by p/q (SD 9).
 
     The estimate of p is unbiased; that of log p is too low while few paths dominate the mean, which happens where the
-    logarithms of the ratios spread over more than a few nats. Raises ValueError for fewer than 2 trajectories.
+    logarithms of the ratios spread over more than a few nats. About ``batch`` paths are walked at a time. Raises
+    ValueError for fewer than 2 trajectories.
     """
     if trajectories < 2:
         raise ValueError(f"trajectories={trajectories}: at least 2, or there is no standard error.")
+    parts = x0.split(max(1, batch // trajectories))
+    log_ratio = torch.cat([_log_ratio(process, net, x, generator, trajectories) for x in parts])
+    weights = log_ratio.softmax(1) * trajectories  # p/q over its mean
+    return TrajectoryLikelihood(
+        log_p=(log_ratio.logsumexp(1) - math.log(trajectories)) / LN2,
+        log_p_error=weights.std(1) / trajectories**0.5 / LN2,
+        K=log_ratio.mean(1) / LN2,
+        K_error=log_ratio.std(1) / trajectories**0.5 / LN2,
+    )
+
+
+def _log_ratio(
+    process, net: Callable[..., Tensor], x0: Float[Tensor, "n *dims"], generator: torch.Generator, trajectories: int
+) -> Float[Tensor, "n trajectories"]:
+    """log p(x_0 … x_T) / q(x_1 … x_T | x_0) of each path, in nats."""
     x = x0.repeat_interleave(trajectories, 0)
     log_ratio = x.new_zeros(len(x))
     for t in range(process.T):
@@ -52,14 +69,7 @@ def trajectory_likelihood(
         log_ratio += (kernel_log_prob(back, x) - kernel_log_prob(forward, later)).flatten(1).sum(1)
         x = later
     log_ratio += kernel_log_prob(process.prior, x).flatten(1).sum(1)
-    log_ratio = log_ratio.reshape(len(x0), trajectories)
-    weights = log_ratio.softmax(1) * trajectories  # p/q over its mean
-    return TrajectoryLikelihood(
-        log_p=(log_ratio.logsumexp(1) - math.log(trajectories)) / LN2,
-        log_p_error=weights.std(1) / trajectories**0.5 / LN2,
-        K=log_ratio.mean(1) / LN2,
-        K_error=log_ratio.std(1) / trajectories**0.5 / LN2,
-    )
+    return log_ratio.reshape(len(x0), trajectories)
 
 
 def entropy_bounds(process, x0: Float[Tensor, "n *dims"]) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:

@@ -19,10 +19,11 @@ class Posterior:
     Args:
         process: any process; its network stays as it was trained.
         r: what is known, as a factor for each element. ``Normal(y, sd)`` is exact; sd = 0 fixes an element, sd = inf
-            says nothing of it. For a binomial process ``Bernoulli(logits=…)`` of the rates d of (SD Table A1); a logit
-            of ±inf fixes a bit, 0 says nothing of it (torch's ``probs=`` stops short of 0 and 1). Or, for a Gaussian
-            process, any ``log_r(x, t) -> (batch,)`` in nats, whose gradient is taken at the mean (SD 61); its t is the
-            library's index of the x that it is given, −1 for x_0.
+            says nothing of it (``known`` makes both; torch itself wants ``validate_args=False`` for them). For a
+            binomial process ``Bernoulli(logits=…)`` of the rates d of (SD Table A1); a logit of ±inf fixes a bit, 0
+            says nothing of it (torch's ``probs=`` stops short of 0 and 1). Or, for a Gaussian process, any
+            ``log_r(x, t) -> (batch,)`` in nats, whose gradient is taken at the mean (SD 61); its t is the library's
+            index of the x that it is given, −1 for x_0.
         over_time: ``constant``, r(x_t) = r(x_0) (SD 23), or ``rising``, r(x_t) = r(x_0)^((T − t)/T), which leaves the
             start alone. A delta stays one under any power but 0.
 

@@ -18,6 +18,9 @@ def test_what_is_generated_is_the_same_every_time_and_a_tenth_is_held_out(name, 
     assert torch.equal(load_data(name).x, train.x) and torch.equal(load_data(name, "test").x, test.x)
     if levels is None:
         assert len(torch.cat([train.x, test.x]).flatten(1).unique(dim=0)) == n + n // 10
+        # two draws, and not one that goes on
+        first = [split.x.flatten(1)[: n // 10, 0].numpy() for split in (train, test)]
+        assert abs(np.corrcoef(*first)[0, 1]) < 5 / (n / 10) ** 0.5
         square = (train.x.double() ** 2).flatten(1).mean(1)
         assert abs(square.mean() - 1) < 4 * square.std() / n**0.5
 

@@ -43,7 +43,7 @@ def test_swiss_roll_lies_on_its_spiral_when_there_is_no_noise(generator):
     assert kstest((angle - 1.5 * math.pi) / (3 * math.pi), "uniform").pvalue > 0.01
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("noise", [0.02, 0.05, 0.3])
 def test_swiss_roll_density_is_its_integral(noise):
     """∫ du N(x; roll(u), noise²), everything divided by √(1 + noise²); at points on, beside and far off the roll."""
     scale = math.sqrt((quad(lambda u: (1.5 * math.pi * (1 + 2 * u)) ** 2 / 2, 0, 1)[0]) * (1 + noise**2))
@@ -54,14 +54,14 @@ def test_swiss_roll_density_is_its_integral(noise):
         square = (x[0] - a * math.cos(a) / scale) ** 2 + (x[1] - a * math.sin(a) / scale) ** 2
         return math.exp(-square / (2 * sd**2)) / (2 * math.pi * sd**2)
 
-    for u, precision in ((0.37, 1e-5), (0.8, 1e-5), (0.0, 2e-3), (1.0, 2e-3)):  # it is cut off at its ends
+    for u in (0.0, 0.37, 0.8, 1.0):
         a = 1.5 * math.pi * (1 + 2 * u)
         for beside in (0.0, 1.0, 3.0):
             x = (a / scale + beside * sd) * math.cos(a), (a / scale + beside * sd) * math.sin(a)
             span = {"points": sorted({max(u - 0.05, 0), u, min(u + 0.05, 1)}), "epsabs": 1e-13, "limit": 400}
             expected = quad(density, 0, 1, args=(x,), **span)[0]
             found = swiss_roll_log_prob(torch.tensor([x], dtype=torch.float64), noise).exp().item()
-            assert found == pytest.approx(expected, rel=precision)
+            assert found == pytest.approx(expected, rel=1e-7)
 
 
 def test_swiss_roll_density_is_that_of_its_samples(generator):
