@@ -7,6 +7,8 @@ COMMANDS = {
     "train": "train a recipe: minidiff train digits",
     "sample": "draw samples: minidiff sample runs/digits -n 64 --seed 0",
     "likelihood": "bits per dimension of held-out data: minidiff likelihood runs/digits",
+    "evaluate": "FID, KID, Inception Score, precision and recall: minidiff evaluate runs/digits -n 1000",
+    "report": "runs side by side on one page: minidiff report runs/digits --out report",
     "recipes": "list what can be trained",
     "info": "what a run is: minidiff info runs/digits",
 }

@@ -57,6 +57,7 @@ def run(argv: list[str]) -> None:
     plots.save_samples(x if x.ndim == 2 else x[:100], f"{stem}.png", description.levels)
     if x.ndim == 4:
         x = rearrange(x if description.levels is None else decode(x, description.levels), "n c h w -> n h w c")
-    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), seeds=np.array(seeds))
+    counted = {"levels": np.array(description.levels)} if description.levels else {}
+    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), seeds=np.array(seeds), **counted)
     levels = f"{description.levels} levels" if description.levels else "continuous"
     print(f"picture  {stem}.png\narray    {stem}.npz  (arr_0: {x.dtype} {tuple(x.shape)}, {levels})")

@@ -1,16 +1,42 @@
 """How good a trained model is."""
 
+from .features import INCEPTION_SHA256, DigitsExtractor, Extractor, Features, InceptionExtractor
+from .image_sets import ImageSet, open_images
 from .likelihood import Bound, likelihood_bound, strata
-from .metrics import frechet_distance
+from .manifold import precision_recall
+from .metrics import Moments, frechet_distance, inception_score, kernel_distance
+from .reference import Reference, open_reference
+from .score import METRICS, Scores, check, check_metrics, compare, evaluate
+from .shards import process_group
 from .trajectories import TrajectoryLikelihood, entropy_bounds, null_likelihood, trajectory_likelihood
 
 __all__ = [
+    "INCEPTION_SHA256",
+    "METRICS",
     "Bound",
+    "DigitsExtractor",
+    "Extractor",
+    "Features",
+    "ImageSet",
+    "InceptionExtractor",
+    "Moments",
+    "Reference",
+    "Scores",
     "TrajectoryLikelihood",
+    "check",
+    "check_metrics",
+    "compare",
     "entropy_bounds",
+    "evaluate",
     "frechet_distance",
+    "inception_score",
+    "kernel_distance",
     "likelihood_bound",
     "null_likelihood",
+    "open_images",
+    "open_reference",
+    "precision_recall",
+    "process_group",
     "strata",
     "trajectory_likelihood",
 ]

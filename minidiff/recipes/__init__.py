@@ -6,6 +6,7 @@ from collections.abc import Callable
 from minidiff.training import Config
 
 from . import ddpm, sohl_dickstein
+from .papers import PAPERS, PaperScores
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "digits": ddpm.digits,
@@ -29,4 +30,4 @@ def recipe(name: str) -> Config:
     return RECIPES[name]()
 
 
-__all__ = ["RECIPES", "recipe"]
+__all__ = ["PAPERS", "RECIPES", "PaperScores", "recipe"]
