@@ -638,7 +638,7 @@ plt.show()
 #
 # Call the right side $K$. It is the mean of $\log w$, minus the mean work:
 #
-# $$ L\ \ge\ K=\mathbb E_q\left[\log p(\mathbf x^{(T)})+\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\right] \tag{SD 13, 37–39}\label{eq:sd-13} $$
+# $$ L\ \ge\ K=\mathbb E_q\left[\log p(\mathbf x^{(T)})+\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\right] \tag{SD 13, SD 37–39}\label{eq:sd-13} $$
 #
 # The paper now rewrites $K$, in its Appendix B, until every piece is either a number known beforehand or a
 # divergence in closed form. Two of the steps make an assumption that the paper uses but hardly states. It is about
@@ -704,7 +704,7 @@ plt.show()
 # K={}&-\sum_{t=2}^T\int d\mathbf x^{(0)}\,d\mathbf x^{(t)}\,q(\mathbf x^{(0)},\mathbf x^{(t)})\\
 # &\qquad\cdot D_{\mathrm{KL}}\Big(q(\mathbf x^{(t-1)}\mid\mathbf x^{(t)},\mathbf x^{(0)})\,\Big\|\,p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})\Big)\\
 # &+H_q(X^{(T)}\mid X^{(0)})-H_q(X^{(1)}\mid X^{(0)})-H_p(X^{(T)})
-# \end{aligned} \tag{SD 14, 51}\label{eq:sd-14} $$
+# \end{aligned} \tag{SD 14, SD 51}\label{eq:sd-14} $$
 #
 # The entropies are numbers, known before anything is learned. The divergences compare two members of one family,
 # Gaussian with Gaussian or coin with coin. That is the training objective of diffusion models, and it has hardly
@@ -1082,7 +1082,7 @@ print(
 # H_q(X^{(t)}\mid X^{(t-1)})+H_q(X^{(t-1)}\mid X^{(0)})&-H_q(X^{(t)}\mid X^{(0)})\\
 # &\le H_q(X^{(t-1)}\mid X^{(t)})\\
 # &\le H_q(X^{(t)}\mid X^{(t-1)})
-# \end{aligned} \tag{SD 24, 36}\label{eq:sd-24} $$
+# \end{aligned} \tag{SD 24, SD 36}\label{eq:sd-24} $$
 #
 # There is a shorter way to read the left end: by the chain rule given $X^{(0)}$ it *is*
 # $H_q(X^{(t-1)}\mid X^{(t)},X^{(0)})$, the uncertainty of a step back that knows the answer. For Gaussians the two
@@ -2358,10 +2358,11 @@ print(
 )
 
 # %% [markdown]
-# The process has $T=40$ steps, as in the paper, with $\beta_1=10^{-4}$: a hundredth of the roll's size, which by
-# section 1.4 is the finest structure that survives. The network is the paper's, one hidden layer of *normalised
-# radial basis functions*: bumps in the plane, divided by their sum, shared by all steps, and a linear read-out for
-# every step. It gives $z^\mu$ and $z^\Sigma$.
+# The process has $T=40$ steps, as in the paper, with $\beta_1=10^{-4}$: the first step adds noise of a hundredth of
+# the roll's size, which by section 1.4 is the finest structure that survives. The network is the paper's, one hidden
+# layer of *normalised radial basis functions*: bumps in the plane, divided by their sum, shared by all steps, and a
+# linear read-out for every step. It gives $z^\mu$ and $z^\Sigma$. (The paper has sixteen bumps. We take a hundred;
+# a table below shows what that is worth.)
 #
 # Before training, one question of this paper that chapter 02 will make its theme: what should $z^\mu$ mean? The paper
 # prints $\eqref{eq:sd-65}$, a pull towards $z^\mu$. Near the data that is a hard question. By section 1.7 the answer
