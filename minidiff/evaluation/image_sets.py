@@ -41,13 +41,14 @@ class ImageSet:
     def part(self, places: range) -> "ImageSet":
         """Those at neighbouring places."""
         read, start = self.read, places.start
-        return replace(self, n=len(places), read=lambda first, last: read(start + first, start + last))
+        shifted = lambda first, last: read(start + first, start + last)
+        return replace(self, n=len(places), read=shifted, hashed=lambda: "")
 
     def first(self, n: int) -> "ImageSet":
         """The first n of them. Raises ValueError where there are not as many."""
         if not 1 <= n <= self.n:
             raise ValueError(f"{self.source} holds {self.n:,} images, not {n:,}: ask for no more, and at least 1.")
-        return self if n == self.n else replace(self, n=n, hashed=lambda: "")
+        return self if n == self.n else self.part(range(n))
 
 
 def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
