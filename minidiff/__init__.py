@@ -25,6 +25,7 @@ from .diffusion import (
     GaussianDenoiser,
     GaussianDiffusion,
     LearnedGaussian,
+    NoisyClassifier,
     UniformTimes,
     bernoulli_entropy,
     bernoulli_kl,
@@ -62,13 +63,14 @@ from .evaluation import (
     strata,
     trajectory_likelihood,
 )
-from .networks import MLP, RBF, MultiScale, SigmoidMLP, UNet, temporal_bumps
+from .networks import MLP, RBF, Classifier, MultiScale, SigmoidMLP, SongUNet, UNet, temporal_bumps
 from .pretrained import load
 from .recipes import RECIPES, recipe
 from .sampling import Posterior, ancestral, batch_noise, generate, known, per_image_noise
 from .training import (
     EMA,
     BinomialConfig,
+    ClassifierConfig,
     Config,
     DataConfig,
     Description,
@@ -78,6 +80,7 @@ from .training import (
     MultiScaleConfig,
     RBFConfig,
     SigmoidMLPConfig,
+    SongUNetConfig,
     State,
     TrainingConfig,
     UNetConfig,
@@ -99,6 +102,8 @@ __all__ = [
     "BinomialConfig",
     "BinomialDiffusion",
     "Bound",
+    "Classifier",
+    "ClassifierConfig",
     "Config",
     "DataConfig",
     "Description",
@@ -110,6 +115,7 @@ __all__ = [
     "Images",
     "InceptionExtractor",
     "LearnedGaussian",
+    "NoisyClassifier",
     "LearnedGaussianConfig",
     "Mixture",
     "Model",
@@ -122,6 +128,8 @@ __all__ = [
     "Scores",
     "SigmoidMLP",
     "SigmoidMLPConfig",
+    "SongUNet",
+    "SongUNetConfig",
     "State",
     "TrainingConfig",
     "TrajectoryLikelihood",

@@ -86,7 +86,10 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
         raise ValueError(f"{options.out} holds a run already: add --resume to go on with it, or give another --out.")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file: give --out a folder.")
-    images = load_data(config.data.source, flip=config.data.flip)
+    data = config.data
+    images = load_data(data.source, flip=data.flip, crop=data.crop, labels=data.labels, low_res=data.low_res)
+    if data.labels and (most := int(images.labels.max())) >= config.network.classes:
+        raise ValueError(f"network.classes={config.network.classes}, but the data have a label {most}: give {most + 1}.")
     if Path(config.data.source).is_file():  # so that later commands find it from anywhere
         source = str(Path(config.data.source).resolve())
         config = replace(config, data=replace(config.data, source=source))

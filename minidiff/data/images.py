@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 Split = Literal["train", "test"]
 Pixels = Float[Tensor, "n channel height width"]
@@ -25,7 +26,12 @@ def decode(x: Float[Tensor, "..."], levels: int) -> UInt8[Tensor, "..."]:
 
 
 class Images:
-    """Images in memory: pixels (n, channel, height, width) of ``levels`` values, labels (n,), mirrored if asked."""
+    """Images in memory: pixels (n, channel, height, width) of ``levels`` values, labels (n,) where they are known.
+
+    A batch of them is mirrored with probability ½ where the set flips, and cropped where ``crop`` is below 1: a random
+    square of between that share and all of each side, brought back to full size. It comes with conditions: the labels
+    where ``give_labels`` is set, and the image averaged over squares of ``low_res`` pixels where that is above 1.
+    """
 
     def __init__(
         self,
@@ -33,8 +39,12 @@ class Images:
         levels: int = 256,
         labels: Int[Tensor, " n"] | None = None,
         flip: bool = False,
+        crop: float = 1.0,
+        give_labels: bool = False,
+        low_res: int = 1,
     ):
-        self.pixels, self.levels, self.labels, self.flip = pixels, levels, labels, flip
+        self.pixels, self.levels, self.labels = pixels, levels, labels
+        self.flip, self.crop, self.give_labels, self.low_res = flip, crop, give_labels, low_res
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -50,12 +60,24 @@ class Images:
         return encode(self.pixels, self.levels)
 
     def batch(self, index: Int[Tensor, " b"], generator: torch.Generator) -> tuple[Pixels, dict[str, Tensor]]:
-        """The images at these places in [−1, 1], each mirrored with probability ½ if the set flips; no conditioning."""
+        """The images at these places in [−1, 1], and what a network is told of them."""
         x = encode(self.pixels[index], self.levels)
         if self.flip:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=generator.device).cpu() < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
-        return x, {}
+        if self.crop < 1:
+            x = cropped(x, torch.rand(len(x), 3, generator=generator, device=generator.device).cpu(), self.crop)
+        cond = {"labels": self.labels[index]} if self.give_labels else {}
+        return x, cond | ({"low_res": F.avg_pool2d(x, self.low_res)} if self.low_res > 1 else {})
+
+
+def cropped(x: Pixels, u: Float[Tensor, "n 3"], least: float) -> Pixels:
+    """A square of each image, of between ``least`` and all of each side, at full size; u in [0, 1] says which."""
+    share = least + (1 - least) * u[:, :1]
+    place = (2 * u[:, 1:] - 1) * (1 - share)  # of the centre; the image reaches from −1 to 1
+    grid = torch.cat([share, torch.zeros_like(share), place[:, :1], torch.zeros_like(share), share, place[:, 1:]], 1)
+    grid = F.affine_grid(grid.reshape(-1, 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 def held_out(n: int, split: Split) -> Int[Tensor, " m"]:
@@ -81,12 +103,20 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(raw.images[:, None].astype(np.uint8)), torch.from_numpy(raw.target)
 
 
-def load_images(source: str | Path, split: Split = "train", flip: bool = False) -> Images:
-    """Images by name (``digits``), or from an ``.npz`` file.
+def load_images(
+    source: str | Path,
+    split: Split = "train",
+    flip: bool = False,
+    crop: float = 1.0,
+    labels: bool = False,
+    low_res: int = 1,
+) -> Images:
+    """Images by name (``digits``), or from an ``.npz`` file, given out as ``Images`` says.
 
-    The file holds ``images``, uint8 (n, height, width, channel) or (n, height, width), in 256 levels. Held out is the
-    array ``test_images`` where the file has one, and otherwise a fifth of the images. Raises ValueError for a source
-    that is neither, and for a file that holds something else.
+    The file holds ``images``, uint8 (n, height, width, channel) or (n, height, width), in 256 levels, and may hold
+    ``labels``, whole numbers (n,). Held out is ``test_images`` (and ``test_labels``) where the file has it, and
+    otherwise a fifth of the images. Raises ValueError for a source that is neither, for a file that holds something
+    else, for labels that it does not hold, and for sides that ``low_res`` does not divide.
     """
     if str(source) == "digits":
         images = digits(split)
@@ -97,7 +127,14 @@ def load_images(source: str | Path, split: Split = "train", flip: bool = False) 
         if not path.is_file():
             raise ValueError(f"there is no data file {source}: make one with numpy.savez(path, images=uint8 array).")
         images = _read_npz(path, split)
-    images.flip = flip
+    if not 0 < crop <= 1 or low_res < 1 or any(side % low_res for side in images.shape[1:]):
+        raise ValueError(
+            f"data.crop={crop}, data.low_res={low_res}, images of {images.shape[1:]}: crop is above 0 and at most 1, "
+            "and low_res a whole number that divides both sides."
+        )
+    if labels and images.labels is None:
+        raise ValueError(f"data.labels: {source} holds none. Add an array labels, whole numbers (n,), to the file.")
+    images.flip, images.crop, images.give_labels, images.low_res = flip, crop, labels, low_res
     return images
 
 
@@ -105,7 +142,8 @@ def _read_npz(path: Path, split: Split) -> Images:
     try:
         with np.load(path, allow_pickle=False) as file:
             own_test = "test_images" in file
-            pixels = file["test_images" if own_test and split == "test" else "images"]
+            prefix = "test_" if own_test and split == "test" else ""
+            pixels, labels = file[f"{prefix}images"], file[f"{prefix}labels"] if f"{prefix}labels" in file else None
     except Exception as error:  # a zip can be broken in many ways, and each has an exception of its own
         raise ValueError(f"{path} is not a data file with an array named images: {error}") from error
     shaped = pixels.ndim in (3, 4) and pixels.shape[3:] in ((), (1,), (3,))
@@ -115,5 +153,11 @@ def _read_npz(path: Path, split: Split) -> Images:
             f"1 or 3 channels; found {pixels.dtype} {pixels.shape}."
         )
     pixels = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None])
-    pixels, kept = rearrange(pixels, "n h w c -> n c h w"), held_out(len(pixels), split)
-    return Images((pixels if own_test else pixels[kept]).contiguous())
+    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise ValueError(
+            f"{path}: labels must be whole numbers from 0, one an image; found {labels.dtype} {labels.shape}."
+        )
+    pixels = rearrange(pixels, "n h w c -> n c h w")
+    kept = torch.arange(len(pixels)) if own_test else held_out(len(pixels), split)
+    labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))[kept]
+    return Images(pixels[kept].contiguous(), labels=labels)

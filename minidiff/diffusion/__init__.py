@@ -4,6 +4,7 @@ from .binomial import BinomialDiffusion
 from .gaussian import GaussianDenoiser, GaussianDiffusion
 from .kernels import draw, kernel_log_prob
 from .learned_gaussian import LearnedGaussian
+from .noisy_classifier import NoisyClassifier
 from .schedules import (
     SCHEDULES,
     constant_betas,
@@ -30,6 +31,7 @@ __all__ = [
     "GaussianDenoiser",
     "GaussianDiffusion",
     "LearnedGaussian",
+    "NoisyClassifier",
     "UniformTimes",
     "bernoulli_entropy",
     "bernoulli_kl",

@@ -4,6 +4,7 @@ from .build import Model, build, time_sampler
 from .checkpoint import Description, load_model, newest, read_description
 from .config import (
     BinomialConfig,
+    ClassifierConfig,
     Config,
     DataConfig,
     GaussianConfig,
@@ -13,6 +14,7 @@ from .config import (
     ProcessConfig,
     RBFConfig,
     SigmoidMLPConfig,
+    SongUNetConfig,
     TrainingConfig,
     UNetConfig,
     check,
@@ -24,6 +26,7 @@ from .loop import State, begin, read_metrics, resume, train
 __all__ = [
     "EMA",
     "BinomialConfig",
+    "ClassifierConfig",
     "Config",
     "DataConfig",
     "Description",
@@ -35,6 +38,7 @@ __all__ = [
     "ProcessConfig",
     "RBFConfig",
     "SigmoidMLPConfig",
+    "SongUNetConfig",
     "State",
     "TrainingConfig",
     "UNetConfig",

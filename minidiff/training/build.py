@@ -4,11 +4,19 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from minidiff.diffusion import SCHEDULES, BinomialDiffusion, GaussianDiffusion, LearnedGaussian, UniformTimes
-from minidiff.networks import RBF, MultiScale, SigmoidMLP, UNet
+from minidiff.diffusion import (
+    SCHEDULES,
+    BinomialDiffusion,
+    GaussianDiffusion,
+    LearnedGaussian,
+    NoisyClassifier,
+    UniformTimes,
+)
+from minidiff.networks import RBF, Classifier, MultiScale, SigmoidMLP, SongUNet, UNet
 
 from .config import (
     BinomialConfig,
+    ClassifierConfig,
     Config,
     GaussianConfig,
     LearnedGaussianConfig,
@@ -16,10 +24,11 @@ from .config import (
     NetworkConfig,
     ProcessConfig,
     RBFConfig,
+    SongUNetConfig,
     UNetConfig,
 )
 
-Process = GaussianDiffusion | LearnedGaussian | BinomialDiffusion
+Process = GaussianDiffusion | LearnedGaussian | BinomialDiffusion | NoisyClassifier
 
 
 class Model(nn.Module):
@@ -41,6 +50,8 @@ def build(config: Config, shape: tuple[int, ...], levels: int | None) -> Model:
     exist, and for data that the process or the network cannot take.
     """
     process = build_process(config.process, levels)
+    if isinstance(config.network, ClassifierConfig):
+        process = NoisyClassifier(process)
     answers = 2 if isinstance(process, LearnedGaussian) or getattr(process, "variance", "") == "learned" else 1
     return Model(build_network(config.network, shape, answers, process.T), process)
 
@@ -70,18 +81,21 @@ def build_process(config: ProcessConfig, levels: int | None) -> Process:
 
 def build_network(config: NetworkConfig, shape: tuple[int, ...], answers: int, T: int) -> nn.Module:
     """The network for data of this shape, with ``answers`` outputs for every input channel."""
-    for_images = isinstance(config, UNetConfig | MultiScaleConfig)
+    for_images = isinstance(config, UNetConfig | SongUNetConfig | ClassifierConfig | MultiScaleConfig)
     if len(shape) != (3 if for_images else 1):
         kind = type(config).__name__.removesuffix("Config")
         raise ValueError(f"data shaped {shape}: {kind} takes {'(channel, height, width)' if for_images else '(dim,)'}.")
-    options = dataclasses.asdict(config)
-    if isinstance(config, UNetConfig):
-        net = UNet(shape[0], answers * shape[0], **options)
-    else:
-        kind = {RBFConfig: RBF, MultiScaleConfig: MultiScale}.get(type(config), SigmoidMLP)
-        net = kind(shape[0], answers * shape[0], T, **options)
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    match config:
+        case UNetConfig() | SongUNetConfig():
+            net = (UNet if isinstance(config, UNetConfig) else SongUNet)(shape[0], answers * shape[0], **options)
+        case ClassifierConfig():
+            net = Classifier(shape[0], shape[1:], **options)
+        case _:
+            kind = {RBFConfig: RBF, MultiScaleConfig: MultiScale}.get(type(config), SigmoidMLP)
+            net = kind(shape[0], answers * shape[0], T, **options)
     if for_images and (shape[1] % net.divisor or shape[2] % net.divisor):
-        option = f"mult={config.mult}" if isinstance(config, UNetConfig) else f"scales={config.scales}"
+        option = f"scales={config.scales}" if isinstance(config, MultiScaleConfig) else f"mult={config.mult}"
         raise ValueError(
             f"images of {shape[1]}×{shape[2]}: both sides must divide by {net.divisor} with {option}. "
             "Take fewer levels, or images of another size."

@@ -9,8 +9,10 @@ from typing import Any
 from minidiff.diffusion.binomial import BinomialPrediction
 from minidiff.diffusion.gaussian import Loss, Prediction, Variance
 from minidiff.diffusion.learned_gaussian import Step
+from minidiff.networks.layers import Convention, Inject, Sampling
+from minidiff.networks.song_unet import Embedding, Encoder
 
-FORMAT = 2  # of config.json; raised when an old file would be misread
+FORMAT = 3  # of config.json; raised when an old file would be misread
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,9 @@ class DataConfig:
 
     source: str = "digits"  # a name that load_data knows, or the path of an .npz file with an array named images
     flip: bool = False  # mirror each image with probability ½
+    crop: float = 1.0  # below 1: take a random square of at least this share of the side, resized to the full one
+    labels: bool = False  # give the class of each image as a condition
+    low_res: int = 1  # above 1: give the image reduced by this factor as a condition
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,50 @@ class UNetConfig:
     """UNet's arguments."""
 
     channels: int = 128
-    mult: tuple[int, ...] = (1, 2, 2, 2)
+    mult: tuple[float, ...] = (1, 2, 2, 2)
     blocks: int = 2
+    attention: tuple[int, ...] = (1,)  # levels, 0 the finest
+    dropout: float = 0.1
+    heads: int = 1
+    head_channels: int = 0  # above 0: as many heads as there are such widths
+    inject: Inject = "add"
+    resample: Sampling = "conv"
+    rescale: bool = False
+    classes: int = 0
+    low_res: bool = False
+    convention: Convention = "ddpm"
+    checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
+
+
+@dataclass(frozen=True)
+class SongUNetConfig:
+    """SongUNet's arguments."""
+
+    channels: int = 128
+    mult: tuple[float, ...] = (2, 2, 2)
+    blocks: int = 4
     attention: tuple[int, ...] = (1,)
     dropout: float = 0.1
+    classes: int = 0
+    augment: int = 0
+    embedding: Embedding = "positional"
+    taps: tuple[int, ...] = (1, 1)
+    encoder: Encoder = "standard"
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Classifier's arguments; the size of the images is that of the data."""
+
+    classes: int = 1000
+    channels: int = 128
+    mult: tuple[float, ...] = (1, 2, 3, 4)
+    blocks: int = 4
+    attention: tuple[int, ...] = (1, 2, 3)
+    head_channels: int = 64
+    dropout: float = 0.0
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +140,7 @@ class MultiScaleConfig:
 
 
 ProcessConfig = GaussianConfig | LearnedGaussianConfig | BinomialConfig
-NetworkConfig = UNetConfig | RBFConfig | SigmoidMLPConfig | MultiScaleConfig
+NetworkConfig = UNetConfig | SongUNetConfig | ClassifierConfig | RBFConfig | SigmoidMLPConfig | MultiScaleConfig
 
 
 @dataclass(frozen=True)
@@ -106,7 +151,9 @@ class TrainingConfig:
     batch: int = 128
     lr: float = 2e-4
     ramp: int = 640_000  # the learning rate rises linearly over this many images
-    clip_grad: float = 1.0  # largest norm of the gradient
+    weight_decay: float = 0.0  # decoupled from the gradient (AdamW)
+    anneal: bool = False  # after the ramp the learning rate falls linearly, to 0 at the end
+    clip_grad: float = 1.0  # largest norm of the gradient; 0 leaves it as it is
     ema: tuple[int, ...] = (887_000,)  # half-lives of the averaged weights
     tick: int = 128_000  # between lines in metrics.jsonl
     checkpoint: int = 12_800_000  # between checkpoints, which fall on ticks
@@ -125,16 +172,29 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raises ValueError, naming the key, for a number that no run can have."""
+    """Raises ValueError, naming the key, for a number that no run can have, and for parts that do not fit together."""
     check_training(config.training)
+    data, network = config.data, config.network
+    if data.labels != bool(getattr(network, "classes", 0)):
+        raise ValueError(
+            f"data.labels={data.labels} and network.classes={getattr(network, 'classes', 0)}: a network takes the "
+            "labels of as many classes as there are in the data, or neither is set."
+        )
+    if (data.low_res > 1) != getattr(network, "low_res", False):
+        raise ValueError(
+            f"data.low_res={data.low_res} and network.low_res={getattr(network, 'low_res', False)}: a network that "
+            "takes a smaller image needs data.low_res above 1, and no other does."
+        )
+    if isinstance(network, ClassifierConfig) and not isinstance(config.process, GaussianConfig):
+        raise ValueError("process: a classifier of noisy images takes a GaussianConfig.")
 
 
 def check_training(training: TrainingConfig) -> None:
     """Raises ValueError, naming the key, for a number that no training can have."""
-    for name in ("images", "batch", "lr", "clip_grad", "tick", "checkpoint"):
+    for name in ("images", "batch", "lr", "tick", "checkpoint"):
         if not 0 < getattr(training, name) < float("inf"):
             raise ValueError(f"training.{name}={getattr(training, name)}: give a number above 0.")
-    for name in ("ramp", "seed"):
+    for name in ("ramp", "seed", "clip_grad", "weight_decay"):
         if not 0 <= getattr(training, name) < 2**63:
             raise ValueError(f"training.{name}={getattr(training, name)}: give a number of at least 0, below 2**63.")
     if not training.ema or min(training.ema) < 0:
@@ -172,14 +232,19 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"configuration: {where}.kind should be one of {', '.join(kinds)}, in {value!r}.")
         return from_dict({k: v for k, v in value.items() if k != "kind"}, kinds[value["kind"]], where + ".")
     fits = {
-        tuple: lambda: isinstance(value, list | tuple) and all(isinstance(v, args[0]) for v in value),
+        tuple: lambda: isinstance(value, list | tuple) and all(isinstance(v, number(args[0])) for v in value),
         dict: lambda: isinstance(value, dict),
         typing.Literal: lambda: value in args,
         types.UnionType: lambda: isinstance(value, hint),
-    }.get(origin, lambda: isinstance(value, (int, float) if hint is float else hint))
+    }.get(origin, lambda: isinstance(value, number(hint)))
     if not fits():
         raise ValueError(f"configuration: {where}={value!r} is not of the kind {hint}.")
     return tuple(value) if origin is tuple else value
+
+
+def number(hint: type) -> Any:
+    """What a value of this type may be in JSON, which writes 1.0 as 1."""
+    return (int, float) if hint is float else hint
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -67,7 +67,7 @@ class State:
 
 def begin(model: Model, times: TimeSampler, config: TrainingConfig) -> State:
     """A state that has seen nothing yet."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return State(model, optimizer, [EMA(model, half_life) for half_life in config.ema], times)
 
 
@@ -146,7 +146,7 @@ def train_step(state: State, data: Data, config: TrainingConfig, device: torch.d
     loss = (weight * losses).mean()
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad or math.inf)
     checked = loss.detach() + 0 * norm  # not finite where either is not
     if device.type != "cpu":  # a GPU is not waited for: its fused optimiser leaves the weights, the next tick raises
         state.optimizer.found_inf = (~torch.isfinite(checked)).float()
@@ -163,8 +163,9 @@ def train_step(state: State, data: Data, config: TrainingConfig, device: torch.d
 
 
 def learning_rate(config: TrainingConfig, images: int) -> float:
-    """Rises linearly over the ramp, then stays."""
-    return config.lr * min(1.0, (images + config.batch) / config.ramp) if config.ramp else config.lr
+    """Rises linearly over the ramp, then stays, or falls to 0 where it is annealed."""
+    risen = min(1.0, (images + config.batch) / config.ramp) if config.ramp else 1.0
+    return config.lr * risen * (1 - images / config.images if config.anneal else 1.0)
 
 
 def data_order(images: int, batch: int, n: int, seed: int) -> Int[Tensor, " batch"]:

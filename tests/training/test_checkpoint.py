@@ -294,7 +294,7 @@ def edit(run: Path, change) -> None:
         (lambda v: v["examples"].update(shape=[1, -4, 4]), "examples"),
         (lambda v: v["examples"].update(shape=4), "shape|iterable"),
         (lambda v: v["examples"].pop("levels"), "levels"),
-        (lambda v: v.update(format=99), "format 99, this version of minidiff reads 2"),
+        (lambda v: v.update(format=99), "format 99, this version of minidiff reads 3"),
         (lambda v: v.pop("format"), "format None"),
         (lambda v: v["config"]["training"].update(ema=[]), "training.ema"),
     ],
