@@ -1,9 +1,10 @@
 """What several commands need."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -21,3 +22,15 @@ def choose_device(name: Device) -> torch.device:
 def place(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a module; Apple's MPS has no float64, so the tables become float32 there (best effort)."""
     return (module.float() if device.type == "mps" else module).to(device)
+
+
+def classes_of(net: nn.Module, seeds: Sequence[int], classes: Sequence[int] = ()) -> dict[str, Tensor]:
+    """What a class-conditional network is told: of these classes, or of all, the one whose turn it is at each seed.
+
+    Nothing, for another network. Raises ValueError for a class that the network does not know.
+    """
+    known = getattr(net, "classes", 0)
+    if unknown := [k for k in classes if not 0 <= k < known]:
+        raise ValueError(f"--classes {unknown[0]}: this network knows {f'0 … {known - 1}' if known else 'no classes'}.")
+    turns = torch.tensor(list(classes or range(known)))
+    return {"labels": turns[torch.tensor(list(seeds)) % len(turns)]} if known else {}

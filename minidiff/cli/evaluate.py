@@ -12,7 +12,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, place
+from minidiff.cli.common import Device, choose_device, classes_of, place
 from minidiff.data import decode
 from minidiff.evaluation import (
     METRICS,
@@ -126,7 +126,8 @@ def drawn(model: Model, description: Description, seeds: Sequence[int], device: 
 
     def read(first: int, last: int) -> torch.Tensor:
         part = seeds[first:last]
-        x = generate(model.process, model.net, description.shape, part, len(part), device)
+        told = classes_of(model.net, part)
+        x = generate(model.process, model.net, description.shape, part, len(part), device, cond=told)
         return decode(x, description.levels)
 
     source = f"{label}, seeds {seeds[0]}–{seeds[-1]}"

@@ -9,8 +9,10 @@ COMMANDS = {
     "likelihood": "bits per dimension of held-out data: minidiff likelihood runs/digits",
     "evaluate": "FID, KID, Inception Score, precision and recall: minidiff evaluate runs/digits -n 1000",
     "report": "runs side by side on one page: minidiff report runs/digits --out report",
+    "import": "a published checkpoint as a run: minidiff import FILE --as adm-imagenet64 runs/adm",
+    "export": "a run as a folder of diffusers: minidiff export runs/ddpm-cifar10 OUT",
     "recipes": "list what can be trained",
-    "info": "what a run is: minidiff info runs/digits",
+    "info": "what a recipe or a run is, and what it costs to train it: minidiff info adm-imagenet64",
 }
 
 
@@ -23,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _refuse(f"there is no command {name!r}. Known are: {', '.join(COMMANDS)}.")
-    command = importlib.import_module(f"minidiff.cli.{name}")  # late, so that one command does not load another's needs
+    module = f"minidiff.cli.{'import_' if name == 'import' else name}"  # import is a word of Python's
+    command = importlib.import_module(module)  # late, so that one command does not load another's needs
     try:
         command.run(rest)
     except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from minidiff.cli.common import classes_of
 from minidiff.evaluation import INCEPTION_SHA256, Scores, compare
 from minidiff.pretrained import load
 from minidiff.recipes import PAPERS
@@ -115,7 +116,9 @@ def samples(of: Run, k: int, out: Path) -> str:
         shutil.copyfile(of.path / "samples.png", target)
     else:
         with tqdm(total=64, desc=f"samples of {of.path}", disable=None) as bar:
-            x = generate(of.model.process, of.model.net, of.description.shape, range(64), on_batch=bar.update)
+            net, seeds = of.model.net, range(64)
+            told = {"on_batch": bar.update, "cond": classes_of(net, seeds)}
+            x = generate(of.model.process, net, of.description.shape, seeds, **told)
         plots.save_samples(x, target, of.description.levels)
     return f"{of.path}:\n\n![samples of {of.path}]({target.name})"
 

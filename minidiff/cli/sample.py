@@ -1,18 +1,27 @@
 """``minidiff sample RUN``: images, points or sequences from a trained model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
 from einops import rearrange
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, place
-from minidiff.data import decode
+from minidiff.cli.common import Device, choose_device, classes_of, place
+from minidiff.data import decode, encode
+from minidiff.diffusion import EDM, ContinuousDenoiser, GaussianDiffusion, respace, sections, subsequence
+from minidiff.diffusion.timesteps import Spacing
+from minidiff.evaluation import open_images
 from minidiff.pretrained import load
-from minidiff.sampling import generate
+from minidiff.sampling import ancestral, ddim, generate, heun, ode
+from minidiff.training import Description, Model
+
+Sampler = Literal["ancestral", "ddim", "euler", "heun"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,21 @@ class Options:
     """How many."""
     seed: int = 0
     """Image i has the seed SEED + i and is the same in any batch."""
+    sampler: Sampler | None = None
+    """Down the chain with its own noise (ancestral) or with less (ddim), or the probability-flow ODE (euler, heun).
+    Unless given it is ancestral, or heun for EDM, which has no chain."""
+    steps: str | None = None
+    """How many: 250, or for the two samplers of the chain also how many in each of its equal parts, 90,60,60,20,20, or
+    every k-th, ddim25. All of the chain's unless given, or EDM's own; else euler and heun must be told."""
+    eta: float | None = None
+    """Of ddim: 0 for no noise, the default, to 1 for as much as the chain's own."""
+    spacing: Spacing | None = None
+    """Which steps ddim keeps where their number is given: uniform by default."""
+    classes: str | None = None
+    """Of a class-conditional network, such as 3,7: taken in turn by seed; all of them unless given."""
+    low_res: Path | None = None
+    """For the second of two stages: the first one's samples, a file or a folder; make them with another --seed, or both
+    stages start from the same noise."""
     out: Path = Path("samples")
     """Folder for the two files."""
     weights: str | None = None
@@ -44,20 +68,100 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"{options.out} is a file: give --out a folder.")
     device = choose_device(options.device)
     model, description = load(options.run, options.weights)
-    model = place(model, device)
+    usual = "heun" if isinstance(model.process, EDM) else "ancestral"
+    kind = options.sampler or usual
+    process, sampler = choose_sampler(model, kind, options.steps, options.eta, options.spacing)
+    cond = conditions(model.net, description, options)
+    process, net = place(process, device), place(model.net, device)
     options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that can't be made costs none
     name = "-".join([*options.run.parts[-2:], *([options.weights] if options.weights else [])]).replace("/", "")
+    given = {"": kind, "steps": options.steps, "eta": options.eta, "spacing-": options.spacing}
+    if kind != usual or options.steps:  # samplers do not write over each other's files
+        name += "".join(f"-{key}{value}" for key, value in given.items() if value is not None)
+    name += f"-classes{options.classes}" if options.classes else ""
     stem = options.out / f"{name}-seed{options.seed}-n{options.n}"
     seeds = range(options.seed, options.seed + options.n)
     with tqdm(total=options.n, unit=" samples", disable=None) as bar:
-        x = generate(model.process, model.net, description.shape, seeds, options.batch, device, bar.update)
+        x = generate(process, net, description.shape, seeds, options.batch, device, bar.update, sampler, cond)
 
     from minidiff import plots  # here, because matplotlib is slow to import
 
     plots.save_samples(x if x.ndim == 2 else x[:100], f"{stem}.png", description.levels)
     if x.ndim == 4:
         x = rearrange(x if description.levels is None else decode(x, description.levels), "n c h w -> n h w c")
-    counted = {"levels": np.array(description.levels)} if description.levels else {}
-    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), seeds=np.array(seeds), **counted)
+    more = {"levels": np.array(description.levels)} if description.levels else {}
+    more |= {"labels": cond["labels"].numpy()} if "labels" in cond else {}
+    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), seeds=np.array(seeds), **more)
     levels = f"{description.levels} levels" if description.levels else "continuous"
     print(f"picture  {stem}.png\narray    {stem}.npz  (arr_0: {x.dtype} {tuple(x.shape)}, {levels})")
+
+
+def choose_sampler(
+    model: Model, name: Sampler, steps: str | None, eta: float | None, spacing: Spacing | None
+) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """The process and the sampler that ``generate`` takes, for these flags.
+
+    Raises ValueError for flags that do not fit together, or not the process.
+    """
+    process = model.process
+    for flag, value in (("eta", eta), ("spacing", spacing)):
+        if value is not None and name != "ddim":
+            raise ValueError(f"--{flag} {value}: only --sampler ddim has that choice.")
+    if isinstance(process, EDM):
+        if name not in ("euler", "heun"):
+            raise ValueError(f"--sampler {name}: EDM has no chain; take heun or euler.")
+        if steps is not None and not steps.isdecimal():
+            raise ValueError(f"--steps {steps}: {name} takes a number of steps.")
+        try:
+            process.path.steps(process.steps if steps is None else int(steps))
+        except ValueError as error:
+            raise ValueError(f"--steps {steps}: {error}") from error
+        return process, partial(heun, steps=None if steps is None else int(steps), solver=name)
+    if name == "ancestral":
+        if steps is not None:
+            if not isinstance(process, GaussianDiffusion):
+                raise ValueError(f"--steps {steps}: a {type(process).__name__} walks its whole chain.")
+            process = respace(process, steps)
+        return process, ancestral
+    if not isinstance(process, GaussianDiffusion):
+        raise ValueError(f"--sampler {name}: a {type(process).__name__} has the ancestral sampler alone.")
+    if name == "ddim":
+        if not 0 <= (eta or 0.0) <= 1:
+            raise ValueError(f"--eta {eta}: give a number from 0 (no noise) to 1 (as much as DDPM).")
+        return process, partial(ddim, steps=kept_steps(process.T, steps, spacing), eta=eta or 0.0)
+    if steps is None or not steps.isdecimal() or int(steps) < 1:
+        raise ValueError(f"--steps {steps}: say in how many steps, 1 or more, {name} should solve the ODE.")
+    denoise = ContinuousDenoiser(process, model.net)
+    path = denoise.path()
+    wide = (1 + path.sigma_max**2) ** 0.5  # of the prior N(0, 1) of x_T when √ᾱ_T is divided out
+    return process, lambda _, net, start, noise, cond=None: ode(denoise, wide * start, path, int(steps), name, cond)
+
+
+def kept_steps(T: int, steps: str | None, spacing: Spacing | None) -> list[int]:
+    """The steps of the whole chain that ddim keeps. Raises ValueError for what says nothing of this chain."""
+    if steps is not None and not steps.isdecimal():
+        if spacing is not None:
+            raise ValueError(f"--spacing {spacing}: --steps {steps} has its own.")
+        return sections(T, steps)
+    try:
+        return subsequence(T, T if steps is None else int(steps), spacing or "uniform")
+    except ValueError as error:
+        raise ValueError(f"--steps {steps}: {error}") from error
+
+
+def conditions(net: nn.Module, description: Description, options: Options) -> dict[str, Tensor]:
+    """What the network is told of each image. Raises ValueError for flags that it has no use for, or that it lacks."""
+    named = options.classes.split(",") if options.classes else []
+    if not all(name.isdecimal() for name in named):
+        raise ValueError(f"--classes {options.classes}: give whole numbers and commas, as 3,7.")
+    cond = classes_of(net, range(options.seed, options.seed + options.n), [int(name) for name in named])
+    if bool(options.low_res) != getattr(net, "low_res", False):
+        wanted = "no smaller image" if options.low_res else "a smaller image of each: give their file or folder"
+        raise ValueError(f"--low-res {options.low_res}: this network takes {wanted}.")
+    if options.low_res:
+        small, factor = open_images(options.low_res).first(options.n), description.config.data.low_res
+        channels, height, width = description.shape
+        if small.shape != (channels, height // factor, width // factor):
+            raise ValueError(f"--low-res {options.low_res}: images {small.shape}, {factor} times smaller are wanted.")
+        cond["low_res"] = encode(small.read(0, options.n), small.levels)
+    return cond

@@ -1,6 +1,6 @@
 """``minidiff train RECIPE``: from a recipe, or a run that was interrupted, to a trained model with samples."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +9,7 @@ import tyro
 from tqdm import tqdm
 
 from minidiff import training
-from minidiff.cli.common import Device, choose_device, place
+from minidiff.cli.common import Device, choose_device, classes_of, place
 from minidiff.data import Images, Points, load_data
 from minidiff.pretrained import load
 from minidiff.recipes import recipe
@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
 
     print(f"{name}: {sum(p.numel() for p in state.model.parameters()):,} parameters, into {options.out}")
     train_with_bar(state, images, description, options.out)
-    report(state, description, options.out, options.samples)
+    report(state, description, images, options.out, options.samples)
 
 
 def prepare(config: Config, options: Options) -> tuple[State, Description, Images | Points]:
@@ -87,9 +87,10 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file: give --out a folder.")
     data = config.data
-    images = load_data(data.source, flip=data.flip, crop=data.crop, labels=data.labels, low_res=data.low_res)
+    images = load_data(**asdict(data))
     if data.labels and (most := int(images.labels.max())) >= config.network.classes:
-        raise ValueError(f"network.classes={config.network.classes}, but the data have a label {most}: give {most + 1}.")
+        given = config.network.classes
+        raise ValueError(f"network.classes={given}, but the data have a label {most}: give {most + 1}.")
     if Path(config.data.source).is_file():  # so that later commands find it from anywhere
         source = str(Path(config.data.source).resolve())
         config = replace(config, data=replace(config.data, source=source))
@@ -102,7 +103,7 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
         model = description.build()
     if options.init_from:
         other, donor = load(options.init_from)
-        for key in ("predict", "variance"):
+        for key in ("predict", "variance", "column", "rescale_times"):
             ours, theirs = (getattr(process, key, None) for process in (config.process, donor.config.process))
             if ours != theirs:
                 raise ValueError(f"--init-from {options.init_from}: its process.{key} is {theirs}, not {ours}.")
@@ -157,7 +158,7 @@ def train_with_bar(state: State, images: Images | Points, description: Descripti
             raise
 
 
-def report(state: State, description: Description, out: Path, n: int) -> None:
+def report(state: State, description: Description, images: Images | Points, out: Path, n: int) -> None:
     """Draw the loss curve and samples of the averaged model, and name every file."""
     from minidiff import plots  # here, because matplotlib is slow to import and training should not wait for it
 
@@ -165,8 +166,12 @@ def report(state: State, description: Description, out: Path, n: int) -> None:
     seen, loss = ([line[key] for line in state.metrics] for key in ("images", "loss"))
     plots.loss_curve(seen, loss, f"{description.config.recipe}: training loss").savefig(out / "loss.png", dpi=120)
     model, device = state.ema, next(state.ema.parameters()).device
+    cond = classes_of(model.net, range(n))
+    if description.config.data.low_res > 1:  # the second of two stages: the first is played by the data
+        _, cond = images.batch(torch.arange(n) % len(images), torch.Generator().manual_seed(0))
     with tqdm(total=n, desc="samples", disable=None) as bar:
-        samples = generate(model.process, model.net, description.shape, range(n), device=device, on_batch=bar.update)
+        told = {"device": device, "on_batch": bar.update, "cond": cond}
+        samples = generate(model.process, model.net, description.shape, range(n), **told)
     plots.save_samples(samples, out / "samples.png", description.levels)
     print(f"trained on {state.images:,} images" + (f", last loss {loss[-1]:.4f}" if loss else ""))
     for label, path in {

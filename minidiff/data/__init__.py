@@ -1,5 +1,6 @@
 """Data: images as stored and as seen, and toys whose every answer is known."""
 
+from .augment import augmented, draw_augmentation
 from .dead_leaves import dead_leaves
 from .images import Images, decode, digits, encode, held_out, load_images
 from .load import load_data
@@ -9,9 +10,11 @@ __all__ = [
     "Images",
     "Mixture",
     "Points",
+    "augmented",
     "dead_leaves",
     "decode",
     "digits",
+    "draw_augmentation",
     "encode",
     "heartbeats",
     "held_out",

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from .augment import augmented, draw_augmentation
+
 Split = Literal["train", "test"]
 Pixels = Float[Tensor, "n channel height width"]
 
@@ -30,7 +32,8 @@ class Images:
 
     A batch of them is mirrored with probability ½ where the set flips, and cropped where ``crop`` is below 1: a random
     square of between that share and all of each side, brought back to full size. It comes with conditions: the labels
-    where ``give_labels`` is set, and the image averaged over squares of ``low_res`` pixels where that is above 1.
+    where ``give_labels`` is set, the image averaged over squares of ``low_res`` pixels where that is above 1, and how
+    it was augmented where that has a probability ``augment``.
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Images:
         crop: float = 1.0,
         give_labels: bool = False,
         low_res: int = 1,
+        augment: float = 0.0,
     ):
         self.pixels, self.levels, self.labels = pixels, levels, labels
         self.flip, self.crop, self.give_labels, self.low_res = flip, crop, give_labels, low_res
+        self.augment = augment
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -68,6 +73,9 @@ class Images:
         if self.crop < 1:
             x = cropped(x, torch.rand(len(x), 3, generator=generator, device=generator.device).cpu(), self.crop)
         cond = {"labels": self.labels[index]} if self.give_labels else {}
+        if self.augment:
+            cond["augment"] = draw_augmentation(len(x), self.augment, generator)
+            x = augmented(x, cond["augment"])
         return x, cond | ({"low_res": F.avg_pool2d(x, self.low_res)} if self.low_res > 1 else {})
 
 
@@ -110,6 +118,7 @@ def load_images(
     crop: float = 1.0,
     labels: bool = False,
     low_res: int = 1,
+    augment: float = 0.0,
 ) -> Images:
     """Images by name (``digits``), or from an ``.npz`` file, given out as ``Images`` says.
 
@@ -132,9 +141,12 @@ def load_images(
             f"data.crop={crop}, data.low_res={low_res}, images of {images.shape[1:]}: crop is above 0 and at most 1, "
             "and low_res a whole number that divides both sides."
         )
+    if not 0 <= augment <= 1:
+        raise ValueError(f"data.augment={augment}: give a probability, such as 0.12, or 0 to leave images as they are.")
     if labels and images.labels is None:
         raise ValueError(f"data.labels: {source} holds none. Add an array labels, whole numbers (n,), to the file.")
     images.flip, images.crop, images.give_labels, images.low_res = flip, crop, labels, low_res
+    images.augment = augment
     return images
 
 

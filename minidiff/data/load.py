@@ -20,7 +20,7 @@ def load_data(source: str | Path, split: Split = "train", **options) -> Images |
     something else, and for options that what is generated does not have.
     """
     generated = str(source) in ("swiss-roll", "heartbeat") or str(source).startswith("dead-leaves-")
-    if generated and (given := [name for name, value in options.items() if value not in (False, 1)]):
+    if generated and (given := [name for name, value in options.items() if value is True or value not in (False, 1)]):
         raise ValueError(f"data.{given[0]} is for images of digits or of a file; {source!r} has a law of its own.")
     generator, share = torch.Generator().manual_seed(2015 + (split == "test")), 10 if split == "test" else 1
     if leaves := re.fullmatch(r"dead-leaves-(\d+)", str(source)):

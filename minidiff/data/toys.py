@@ -98,9 +98,7 @@ class Mixture:
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[component] + self.std * noise
 
-    def log_prob(
-        self, z: Float[Tensor, "n dim"], scale: float = 1.0, sigma: float = 0.0
-    ) -> Float[Tensor, " n"]:
+    def log_prob(self, z: Float[Tensor, "n dim"], scale: float = 1.0, sigma: float = 0.0) -> Float[Tensor, " n"]:
         """Log density of z in nats."""
         return self._joint(z, scale, sigma).logsumexp(1)
 

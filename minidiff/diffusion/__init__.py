@@ -1,10 +1,15 @@
 """The mathematics: what noise does, and what is learned against it."""
 
 from .binomial import BinomialDiffusion
+from .continuous import ContinuousDenoiser
 from .gaussian import GaussianDenoiser, GaussianDiffusion
+from .importance import ImportanceTimes
 from .kernels import draw, kernel_log_prob
 from .learned_gaussian import LearnedGaussian
 from .noisy_classifier import NoisyClassifier
+from .paths import EDMPath, GeometricVEPath, IDDPMPath, Path, SubVPPath, VEPath, VPPath
+from .preconditioning import COLUMNS, EDM, Column, edm_column, iddpm_column, ve_column, vp_column
+from .respacing import respace
 from .schedules import (
     SCHEDULES,
     constant_betas,
@@ -14,6 +19,7 @@ from .schedules import (
     linear_betas,
     quadratic_betas,
 )
+from .score_matching import ScoreMatching
 from .stats import (
     bernoulli_entropy,
     bernoulli_kl,
@@ -23,16 +29,30 @@ from .stats import (
     normal_kl,
     standard_error,
 )
-from .timesteps import UniformTimes
+from .timesteps import SigmaTimes, UniformTimes, sections, subsequence
 
 __all__ = [
+    "COLUMNS",
+    "EDM",
     "SCHEDULES",
     "BinomialDiffusion",
+    "Column",
+    "ContinuousDenoiser",
+    "EDMPath",
     "GaussianDenoiser",
     "GaussianDiffusion",
+    "GeometricVEPath",
+    "IDDPMPath",
+    "ImportanceTimes",
     "LearnedGaussian",
     "NoisyClassifier",
+    "Path",
+    "ScoreMatching",
+    "SigmaTimes",
+    "SubVPPath",
     "UniformTimes",
+    "VEPath",
+    "VPPath",
     "bernoulli_entropy",
     "bernoulli_kl",
     "bernoulli_log_prob",
@@ -40,12 +60,19 @@ __all__ = [
     "cosine_betas",
     "discretised_normal_log_prob",
     "draw",
+    "edm_column",
     "flat_mean",
     "geometric_betas",
     "harmonic_betas",
+    "iddpm_column",
     "kernel_log_prob",
     "linear_betas",
     "normal_kl",
     "quadratic_betas",
+    "respace",
+    "sections",
     "standard_error",
+    "subsequence",
+    "ve_column",
+    "vp_column",
 ]

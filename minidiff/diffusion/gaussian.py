@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -20,12 +20,12 @@ PerExample = Float[Tensor, " batch"]
 Net = Callable[..., Tensor]
 
 Prediction = Literal["eps", "x0", "mean", "v"]
-Variance = Literal["large", "small", "learned"]
-Loss = Literal["simple", "bound"]
+Variance = Literal["large", "small", "learned", "range"]
+Loss = Literal["simple", "bound", "hybrid"]
 
 
-def call_network(net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> Tensor:
-    """The network at x_t in its own precision, its answer in x's; it is fed the bare step number (DDPM §3)."""
+def call_network(net: Net, x: Data, t: Num[Tensor, " batch"], cond: dict[str, Tensor]) -> Tensor:
+    """The network at x_t and at the number t that it knows this step by, in its own precision; its answer in x's."""
     dtype = next(net.parameters(), x).dtype if isinstance(net, nn.Module) else x.dtype
     exact = torch.promote_types(dtype, torch.float32)  # half precision cannot count to 1000
     return net(x.to(dtype), t.to(exact), **cond).to(x.dtype)
@@ -38,13 +38,16 @@ class GaussianDiffusion(nn.Module):
         betas: β_1 … β_T, each in (0, 1].
         predict: what the network's output means: the noise ``eps``, the data ``x0``, the posterior ``mean`` μ̃, or
             ``v`` = √ᾱ ε − √(1−ᾱ) x_0.
-        variance: of the reverse step: ``large`` σ² = β, ``small`` σ² = β̃, or ``learned``: the network gives twice the
-            channels, and the second half is log σ².
-        loss: ``simple``, the squared error of the prediction (DDPM 14), or ``bound``, T times one term of (DDPM 5) in
-            bits per dimension, whose mean over t is the bound without its constant L_T.
-        weight: with ``simple``, what the squared error at each step is multiplied with; all ones unless given.
+        variance: of the reverse step: ``large`` σ² = β, ``small`` σ² = β̃; or learned, where the network gives twice the
+            channels, and the second half is log σ² (``learned``) or says where between β̃ and β it lies (``range``).
+        loss: ``simple``, the squared error of the prediction (DDPM 14); ``bound``, T times one term of (DDPM 5) in bits
+            per dimension, whose mean over t is the bound without its constant L_T; or ``hybrid``, the first for the
+            mean plus ``lambda_vlb`` times the second for the variance (IDDPM 16).
+        weight: but for ``bound``, what the squared error at each step is multiplied with; all ones unless given.
         levels: how many values a data dimension can take on [−1, 1]; the decoder (DDPM 13) needs it.
         clip: clip x̂_0 to [−1, 1] in ``reverse``. The paper's Algorithm 2 does not, its code does.
+        lambda_vlb: λ of ``hybrid``; 1/T adds one term of the bound unscaled, the plain form of the official code.
+        rescale_times: feed the network 1000 t/T, whatever T, and not the bare step number (DDPM §3).
 
     Raises ValueError for an argument that makes no process, naming it.
     """
@@ -60,6 +63,8 @@ class GaussianDiffusion(nn.Module):
         weight: Float[Tensor, "T"] | None = None,
         levels: int = 256,
         clip: bool = True,
+        lambda_vlb: float = 0.001,
+        rescale_times: bool = False,
     ):
         super().__init__()
         choices = (("predict", predict, Prediction), ("variance", variance, Variance), ("loss", loss, Loss))
@@ -73,14 +78,19 @@ class GaussianDiffusion(nn.Module):
             raise ValueError('β_T = 1 leaves nothing of x_0 in x_T, so ε cannot tell it: predict "x0", "mean" or "v".')
         if levels < 2:
             raise ValueError(f"levels={levels}: data need at least 2 levels.")
-        if variance == "learned" and loss == "simple":
-            raise ValueError('variance="learned" gets no gradient from loss="simple": take loss="bound".')
+        learned = variance in ("learned", "range")
+        if learned and loss == "simple":
+            raise ValueError(f'variance="{variance}" gets no gradient from loss="simple": take "hybrid" or "bound".')
+        if loss == "hybrid" and not learned:
+            raise ValueError(f'loss="hybrid" teaches the variance, and "{variance}" is fixed: take variance="range".')
+        if not 0 < lambda_vlb < float("inf"):
+            raise ValueError(f"lambda_vlb={lambda_vlb}: the weight of the bound is above 0, as 0.001.")
         if weight is not None and len(weight) != len(betas):
             raise ValueError(f"weight: {len(weight)} values for {len(betas)} steps; give one a step.")
         if weight is not None and loss == "bound":
-            raise ValueError('weight only applies to loss="simple": the bound fixes its own weights.')
+            raise ValueError('weight applies to squared errors; the bound fixes its own weights: take loss="simple".')
         self.T, self.predict, self.variance, self.loss_kind = len(betas), predict, variance, loss
-        self.levels, self.clip = levels, clip
+        self.levels, self.clip, self.lambda_vlb = levels, clip, lambda_vlb
 
         alpha_bar = torch.cumprod(1 - betas, 0)
         alpha_bar_prev = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
@@ -101,6 +111,8 @@ class GaussianDiffusion(nn.Module):
             "mean_from_x0": alpha_bar_prev.sqrt() * betas / (1 - alpha_bar),
             "mean_from_xt": (1 - betas).sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar),
             "weight": torch.ones_like(betas) if weight is None else weight.double(),
+            # what the network is fed at each step: one name for a level of noise, also where steps were left out
+            "fed": torch.arange(self.T, device=betas.device).double() * (1000 / self.T if rescale_times else 1),
         }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
@@ -166,7 +178,7 @@ class GaussianDiffusion(nn.Module):
 
         x may be float64 while the network keeps its own precision.
         """
-        prediction, log_variance = self._split(call_network(net, x, t, cond))
+        prediction, log_variance = self._ask(net, x, t, cond)
         x0_hat = self.x0_from(prediction, x, t)
         return x0_hat.clamp(-1, 1) if (self.clip if clip is None else clip) else x0_hat, log_variance
 
@@ -181,30 +193,41 @@ class GaussianDiffusion(nn.Module):
     # ---- objectives -------------------------------------------------------------------------------------------------
 
     def loss(self, net: Net, x0: Data, t: Steps, noise: Data, **cond: Tensor) -> dict[str, PerExample]:
-        """Per-example losses; ``loss`` is to be minimised, the others are reported (DDPM 14, or DDPM 5)."""
+        """Per-example losses; ``loss`` is to be minimised, the others are reported (DDPM 14, DDPM 5, or IDDPM 16)."""
         if self.loss_kind == "bound":
             terms = self.bound_term(net, x0, t, noise, clip=False, **cond)
             return {"loss": self.T * terms["bits"], **terms}
-        prediction = call_network(net, self.q_sample(x0, t, noise), t, cond)
+        xt = self.q_sample(x0, t, noise)
+        prediction, log_variance = self._ask(net, xt, t, cond)
         mse = flat_mean((prediction - self.target(x0, t, noise)) ** 2)
-        return {"loss": self.weight[t].to(mse.dtype) * mse, "mse": mse}
+        simple = self.weight[t].to(mse.dtype) * mse
+        if self.loss_kind == "simple":
+            return {"loss": simple, "mse": mse}
+        x0_hat = self.x0_from(prediction.detach(), xt, t)  # the bound would pull at the mean too; here it must not
+        terms = self._bound_term(x0, xt, t, x0_hat, log_variance)
+        return {"loss": simple + self.lambda_vlb * self.T * terms["bits"], "mse": mse, **terms}
 
     def bound_term(
         self, net: Net, x0: Data, t: Steps, noise: Data, clip: bool | None = None, **cond: Tensor
     ) -> dict[str, PerExample]:
-        """One term of (DDPM 5) at each example's t: ``bits`` per dimension, and ``x0_mse`` of the x̂_0 behind it.
+        """One term of (DDPM 5) at each example's t: ``bits`` per dimension, and the squared errors behind it.
 
         t > 0 gives the Kullback–Leibler divergence of one reverse step from the posterior, t = 0 the discretised
-        decoder (DDPM 13).
+        decoder (DDPM 13). ``x0_mse`` is of x̂_0, ``eps_mse`` of the noise that x̂_0 leaves over.
         """
         xt = self.q_sample(x0, t, noise)
-        x0_hat, log_variance = self.believe(net, xt, t, clip, **cond)
+        return self._bound_term(x0, xt, t, *self.believe(net, xt, t, clip, **cond))
+
+    def _bound_term(
+        self, x0: Data, xt: Data, t: Steps, x0_hat: Data, log_variance: Data | None
+    ) -> dict[str, PerExample]:
         reverse = self._kernel(x0_hat, log_variance, xt, t)
         mean, _ = self.q_posterior(x0, xt, t)
         kl = normal_kl(mean, self._at("log_beta_tilde", t, xt), reverse.mean, 2 * reverse.scale.log())
         decoder = -discretised_normal_log_prob(x0, reverse.mean, reverse.scale, self.levels)
         nats = torch.where(t == 0, flat_mean(decoder), flat_mean(kl))
-        return {"bits": nats / LN2, "x0_mse": flat_mean((x0_hat - x0) ** 2)}
+        x0_mse = flat_mean((x0_hat - x0) ** 2)
+        return {"bits": nats / LN2, "x0_mse": x0_mse, "eps_mse": x0_mse / self.sigma[t].to(x0.dtype) ** 2}
 
     def prior_term(self, x0: Data) -> PerExample:
         """L_T = D_KL(q(x_T | x_0) ‖ N(0, I)) in bits per dimension: what is left of the data in x_T (DDPM 5)."""
@@ -230,12 +253,18 @@ class GaussianDiffusion(nn.Module):
             log_variance = self._at("log_beta" if self.variance == "large" else "log_beta_tilde", t, xt)
         return Normal(mean, torch.exp(0.5 * log_variance).expand_as(mean), validate_args=False)
 
-    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Prediction and log variance, where the network gives both as halves of its channels."""
-        if self.variance != "learned":
+    def _ask(self, net: Net, x: Data, t: Steps, cond: dict[str, Tensor]) -> tuple[Data, Data | None]:
+        """The network's prediction, and log σ² where it is learned: the halves of its channels."""
+        output = call_network(net, x, self.fed[t], cond)
+        if self.variance not in ("learned", "range"):
             return output, None
-        prediction, log_variance = output.chunk(2, dim=1)
-        return prediction, log_variance
+        prediction, head = output.chunk(2, dim=1)
+        if self.variance == "learned":
+            return prediction, head
+        # v = (v' + 1)/2, so that v' = −1 is β̃ and v' = 1 is β (IDDPM 15); nothing bounds v'. Log β has no floor at
+        # t = 0, where log β̃ has one: the decoder's width is free too.
+        v = (head + 1) / 2
+        return prediction, v * self._at("betas", t, x).log() + (1 - v) * self._at("log_beta_tilde", t, x)
 
 
 class GaussianDenoiser:

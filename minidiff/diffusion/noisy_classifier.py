@@ -37,6 +37,6 @@ class NoisyClassifier(nn.Module):
         labels: Int[Tensor, " batch"],
     ) -> dict[str, PerExample]:
         """``loss`` in nats, and ``correct``: 1 where the likeliest class is the right one."""
-        logits = call_network(net, self.process.q_sample(x0, t, noise), t, {})
+        logits = call_network(net, self.process.q_sample(x0, t, noise), self.process.fed[t], {})
         loss = F.cross_entropy(logits, labels, reduction="none")
         return {"loss": loss, "correct": (logits.argmax(1) == labels).to(loss.dtype)}

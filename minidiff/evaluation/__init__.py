@@ -5,6 +5,7 @@ from .image_sets import ImageSet, open_images
 from .likelihood import Bound, likelihood_bound, strata
 from .manifold import precision_recall
 from .metrics import Moments, frechet_distance, inception_score, kernel_distance
+from .ode_likelihood import bits_per_dim, dequantise, ode_decode, ode_encode, ode_log_prob, rademacher
 from .reference import Reference, open_reference
 from .score import METRICS, Scores, check, check_metrics, compare, evaluate
 from .shards import process_group
@@ -23,9 +24,11 @@ __all__ = [
     "Reference",
     "Scores",
     "TrajectoryLikelihood",
+    "bits_per_dim",
     "check",
     "check_metrics",
     "compare",
+    "dequantise",
     "entropy_bounds",
     "evaluate",
     "frechet_distance",
@@ -33,10 +36,14 @@ __all__ = [
     "kernel_distance",
     "likelihood_bound",
     "null_likelihood",
+    "ode_decode",
+    "ode_encode",
+    "ode_log_prob",
     "open_images",
     "open_reference",
     "precision_recall",
     "process_group",
+    "rademacher",
     "strata",
     "trajectory_likelihood",
 ]

@@ -1,6 +1,7 @@
 """How many bits a trained chain needs for data it has not seen: the bound, term by term."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ class Bound:
 
     ``per_example`` (n,): L_T + L_{T−1} + … + L_0 of each; ``prior`` (n,): its L_T.
     ``edges`` (strata + 1,): stratum k holds the steps edges[k] … edges[k+1] − 1, counted from 0.
-    ``terms`` (strata,): sum of the stratum's terms, mean over examples; ``terms_error``: its standard error.
+    ``terms`` (strata,): sum of the stratum's terms, mean over examples.
     ``x0_mse`` (strata,): mean squared error of x̂_0 at the stratum's steps, in units of [−1, 1].
+    ``eps_mse`` (strata,): the same of the noise that x̂_0 leaves over; None where no noise is predicted.
+    ``…_error``: standard error of each, over examples.
     """
 
     per_example: Float[Tensor, " n"]
@@ -27,6 +30,9 @@ class Bound:
     terms: Float[Tensor, " strata"]
     terms_error: Float[Tensor, " strata"]
     x0_mse: Float[Tensor, " strata"]
+    x0_mse_error: Float[Tensor, " strata"]
+    eps_mse: Float[Tensor, " strata"] | None = None
+    eps_mse_error: Float[Tensor, " strata"] | None = None
 
     @property
     def total(self) -> float:
@@ -66,31 +72,37 @@ def likelihood_bound(
     repeats: int = 1,
     batch: int = 500,
     on_stratum: Callable[[], None] | None = None,
+    cond: dict[str, Tensor] | None = None,
 ) -> Bound:
     """An unbiased estimate of the bound (DDPM 5) for each example, with one step drawn in each of ``count`` strata.
 
     A stratum of w steps contributes w times the term at the step drawn in it, averaged over ``repeats`` draws of step
-    and noise; the network sees ``batch`` examples at a time. ``on_stratum()`` is called after each stratum. Raises
-    ValueError for a count below 1.
+    and noise; the network sees ``batch`` examples at a time. ``on_stratum()`` is called after each stratum. ``cond``
+    has a row for each example. Raises ValueError for a count below 1.
     """
     if min(count, repeats, batch) < 1:
         raise ValueError(f"count={count}, repeats={repeats}, batch={batch}: each must be at least 1.")
     edges = strata(process.T, count)
-    sums, errors, mses = [], [], []
+    means, errors = defaultdict(list), defaultdict(list)
     total = prior = process.prior_term(x0)
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        bits, mse = torch.zeros_like(prior), torch.zeros_like(prior)
+        found = defaultdict(float)
         for _ in range(repeats):
             t = torch.randint(low, high, (len(x0),), generator=generator, device=x0.device)
             noise = process.draw_noise(x0, generator)
-            parts = zip(*(values.split(batch) for values in (x0, t, noise)), strict=True)
-            terms = [process.bound_term(net, *part) for part in parts]
-            term = {key: torch.cat([part[key] for part in terms]) for key in ("bits", "x0_mse")}
-            bits, mse = bits + (high - low) * term["bits"] / repeats, mse + term["x0_mse"] / repeats
-        total = total + bits
-        sums.append(bits.mean())
-        errors.append(standard_error(bits))
-        mses.append(mse.mean())
+            given = {"x0": x0, "t": t, "noise": noise, **(cond or {})}
+            parts = zip(*(values.split(batch) for values in given.values()), strict=True)
+            terms = [process.bound_term(net, **dict(zip(given, part, strict=True))) for part in parts]
+            for key in terms[0]:
+                found[key] = found[key] + torch.cat([term[key] for term in terms]) / repeats
+        found["bits"] = (high - low) * found["bits"]
+        total = total + found["bits"]
+        for key, values in found.items():
+            means[key].append(values.mean())
+            errors[key].append(standard_error(values))
         if on_stratum is not None:
             on_stratum()
-    return Bound(total, prior, edges, torch.stack(sums), torch.tensor(errors), torch.stack(mses))
+    means["terms"], errors["terms"] = means.pop("bits"), errors.pop("bits")
+    columns = {key: torch.stack(values) for key, values in means.items()}
+    columns |= {f"{key}_error": torch.tensor(values) for key, values in errors.items()}
+    return Bound(total, prior, edges, **columns)

@@ -1,4 +1,4 @@
-"""The classifier of noisy images: the U-Net's way down, then attention that pools (ADM §4, Appendix H)."""
+"""The classifier of noisy images: the U-Net's way down, then attention that pools (ADM §4)."""
 
 from collections.abc import Sequence
 
@@ -63,6 +63,8 @@ class Classifier(nn.Module):
         check(channels, mult, blocks, attention, "openai")
         if classes < 2:
             raise ValueError(f"classes={classes}: a classifier tells at least 2 apart.")
+        if head_channels < 1:
+            raise ValueError(f"head_channels={head_channels}: give the width of a head, at least 1.")
         self.divisor, self.size = 2 ** (len(mult) - 1), tuple(size)
         self.channels, self.classes, self.checkpoint = channels, classes, checkpoint
         check_sides(torch.empty(0, 0, *size, device="meta"), self.divisor)

@@ -127,7 +127,8 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Features) -> Features:
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b (qkv n c) h w -> qkv b n (h w) c", qkv=3, n=self.heads)
+        qkv = rearrange(self.qkv(self.norm(x)), "b (qkv n c) h w -> qkv b n (h w) c", qkv=3, n=self.heads)
+        q, k, v = qkv.contiguous()  # the fused kernels want c side by side and are passed over without
         found = F.scaled_dot_product_attention(q, k, v)
         return self.style.join(x, self.out(rearrange(found, "b n (h w) c -> b (n c) h w", h=x.shape[2])))
 
@@ -137,11 +138,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, convention: Convention = "ddpm"):
         super().__init__()
-        self.pad = (0, 1, 0, 1) if convention == "ddpm" else (1, 1, 1, 1)
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.convention = convention
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if convention == "ddpm" else 1)
 
     def forward(self, x: Features) -> Float[Tensor, "batch channel height2 width2"]:
-        return self.conv(F.pad(x, self.pad))
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.convention == "ddpm" else x)
 
 
 class Upsample(nn.Module):

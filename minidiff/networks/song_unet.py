@@ -1,4 +1,4 @@
-"""The U-Nets of the score SDEs as EDM trains them: DDPM++ and NCSN++ (SDE App. H; EDM App. F.2, Table 7)."""
+"""The U-Nets of the score SDEs as EDM trains them: DDPM++ and NCSN++ (SDE App. H; EDM App. F.2)."""
 
 import math
 from collections.abc import Sequence
@@ -86,8 +86,8 @@ class SongUNet(nn.Module):
         for name, value, kind in (("embedding", embedding, Embedding), ("encoder", encoder, Encoder)):
             if value not in get_args(kind):
                 raise ValueError(f"{name}={value!r}: take one of {', '.join(get_args(kind))}.")
-        if len(taps) < 2 or len(taps) % 2:
-            raise ValueError(f"taps={tuple(taps)}: give an even number of them, such as 1 3 3 1.")
+        if len(taps) < 2 or len(taps) % 2 or sum(taps) <= 0:
+            raise ValueError(f"taps={tuple(taps)}: give an even number of them with a sum above 0, such as 1 3 3 1.")
         if classes < 0 or augment < 0:
             raise ValueError(f"classes={classes}, augment={augment}: give numbers of at least 0.")
         self.divisor = 2 ** (len(mult) - 1)

@@ -144,8 +144,9 @@ def check(
     if not mult or min(mult) <= 0 or blocks < 1:
         raise ValueError(f"mult={tuple(mult)}, blocks={blocks}: give a level or more, and numbers of at least 1.")
     unit = 4 if convention == "ddpm" else 32
-    if channels < unit or channels % unit or any(channels * factor % unit for factor in mult):
-        widths = "" if all(channels * factor % unit == 0 for factor in mult) else f" times mult={tuple(mult)}"
+    fits = channels >= unit and channels % unit == 0
+    if not fits or any(channels * factor % unit for factor in mult):
+        widths = f" times mult={tuple(mult)}" if fits else ""
         raise ValueError(f"channels={channels}{widths}: take a multiple of {unit}, group normalisation needs it.")
     if unknown := [level for level in attention if not 0 <= level < len(mult)]:
         raise ValueError(f"attention={tuple(attention)}: level {unknown[0]} is not one of 0 to {len(mult) - 1}.")

@@ -1,8 +1,11 @@
-"""Small trained models that come with the package."""
+"""Small trained models that come with the package, and the published ones: imported, exported."""
 
 from pathlib import Path
 
 from minidiff.training import Description, Model, load_model, newest
+
+from .diffusers_folder import write as export
+from .importing import import_checkpoint
 
 FOLDER = Path(__file__).parent
 
@@ -26,4 +29,4 @@ def load(path: Path | str, weights: str | None = None) -> tuple[Model, Descripti
     return load_model(path, weights)
 
 
-__all__ = ["load", "names"]
+__all__ = ["export", "import_checkpoint", "load", "names"]

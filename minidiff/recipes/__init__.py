@@ -1,23 +1,25 @@
-"""Whole configurations by name, one module per paper."""
+"""Whole configurations by name, one module per paper; a recipe is called as its function, with dashes."""
 
 import difflib
+import inspect
 from collections.abc import Callable
+from types import ModuleType
 
-from minidiff.training import Config
+from minidiff.training import Config, Description
 
-from . import ddpm, sohl_dickstein
+from . import adm, ddpm, edm, improved_ddpm, sohl_dickstein
 from .papers import PAPERS, PaperScores
+from .sets import SETS
+
+
+def _of(module: ModuleType) -> dict[str, Callable[[], Config]]:
+    """The public functions that a module defines."""
+    own = [make for make in vars(module).values() if inspect.isfunction(make) and make.__module__ == module.__name__]
+    return {make.__name__.replace("_", "-"): make for make in own if not make.__name__.startswith("_")}
+
 
 RECIPES: dict[str, Callable[[], Config]] = {
-    "digits": ddpm.digits,
-    "swissroll-sd": sohl_dickstein.swissroll_sd,
-    "heartbeat-sd": sohl_dickstein.heartbeat_sd,
-    "dead-leaves-sd": sohl_dickstein.dead_leaves_sd,
-    "ddpm-cifar10": ddpm.ddpm_cifar10,
-    "ddpm-celebahq256": ddpm.ddpm_celebahq256,
-    "ddpm-lsun-church256": ddpm.ddpm_lsun_church256,
-    "ddpm-lsun-bedroom256": ddpm.ddpm_lsun_bedroom256,
-    "ddpm-lsun-cat256": ddpm.ddpm_lsun_cat256,
+    name: make for module in (ddpm, sohl_dickstein, improved_ddpm, adm, edm) for name, make in _of(module).items()
 }
 
 
@@ -30,4 +32,10 @@ def recipe(name: str) -> Config:
     return RECIPES[name]()
 
 
-__all__ = ["PAPERS", "RECIPES", "PaperScores", "recipe"]
+def describe(name: str) -> Description:
+    """A recipe and its data's shape and levels, from which its model can be built though no data are there."""
+    config = recipe(name)
+    return Description(config, *SETS[config.data.source])
+
+
+__all__ = ["PAPERS", "RECIPES", "SETS", "PaperScores", "describe", "recipe"]

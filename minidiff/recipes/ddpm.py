@@ -1,4 +1,4 @@
-"""DDPM's own settings (DDPM Appendix B), and the same model at the size of a laptop."""
+"""DDPM's own settings (DDPM Appendix B), DDIM's one network more, and the same model at the size of a laptop."""
 
 from minidiff.training import Config, DataConfig, TrainingConfig, UNetConfig
 
@@ -54,6 +54,19 @@ def ddpm_lsun_cat256() -> Config:
     The paper mirrors all sets but Bedroom; a comment in its code says all but Cat.
     """
     return _at_256("ddpm-lsun-cat256", "cat256.npz", steps=1_800_000)
+
+
+def ddim_celeba64() -> Config:
+    """CelebA 64×64, the CIFAR-10 network with a fifth level, batch 128, mirrored images: DDIM, Table 1.
+
+    No ramp, as in DDIM's code. No one tells how long it was trained: it is CIFAR-10's 800k steps here.
+    """
+    return Config(
+        recipe="ddim-celeba64",
+        data=DataConfig(source="celeba64.npz", flip=True),
+        network=UNetConfig(mult=(1, 2, 2, 2, 4), attention=(2,)),
+        training=TrainingConfig(ramp=0),
+    )
 
 
 def _at_256(recipe: str, source: str, steps: int, flip: bool = True) -> Config:

@@ -7,6 +7,7 @@ from .config import (
     ClassifierConfig,
     Config,
     DataConfig,
+    EDMConfig,
     GaussianConfig,
     LearnedGaussianConfig,
     MultiScaleConfig,
@@ -21,6 +22,7 @@ from .config import (
     differences,
 )
 from .ema import EMA
+from .gradient_noise import GradientNoise, gradient_noise
 from .loop import State, begin, read_metrics, resume, train
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "Config",
     "DataConfig",
     "Description",
+    "EDMConfig",
     "GaussianConfig",
+    "GradientNoise",
     "LearnedGaussianConfig",
     "Model",
     "MultiScaleConfig",
@@ -46,6 +50,7 @@ __all__ = [
     "build",
     "check",
     "differences",
+    "gradient_noise",
     "load_model",
     "newest",
     "read_description",

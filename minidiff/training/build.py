@@ -2,14 +2,20 @@
 
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 
 from minidiff.diffusion import (
+    COLUMNS,
+    EDM,
     SCHEDULES,
     BinomialDiffusion,
+    Column,
     GaussianDiffusion,
+    ImportanceTimes,
     LearnedGaussian,
     NoisyClassifier,
+    SigmaTimes,
     UniformTimes,
 )
 from minidiff.networks import RBF, Classifier, MultiScale, SigmoidMLP, SongUNet, UNet
@@ -18,6 +24,7 @@ from .config import (
     BinomialConfig,
     ClassifierConfig,
     Config,
+    EDMConfig,
     GaussianConfig,
     LearnedGaussianConfig,
     MultiScaleConfig,
@@ -28,7 +35,7 @@ from .config import (
     UNetConfig,
 )
 
-Process = GaussianDiffusion | LearnedGaussian | BinomialDiffusion | NoisyClassifier
+Process = GaussianDiffusion | LearnedGaussian | BinomialDiffusion | EDM | NoisyClassifier
 
 
 class Model(nn.Module):
@@ -49,15 +56,19 @@ def build(config: Config, shape: tuple[int, ...], levels: int | None) -> Model:
     Weights are drawn from torch's default generator. Raises ValueError, naming the remedy, for a schedule that does not
     exist, and for data that the process or the network cannot take.
     """
-    process = build_process(config.process, levels)
+    with torch.device("cpu"):  # tables are numbers even where the weights are mere shapes, on meta
+        process = build_process(config.process, levels)
     if isinstance(config.network, ClassifierConfig):
         process = NoisyClassifier(process)
-    answers = 2 if isinstance(process, LearnedGaussian) or getattr(process, "variance", "") == "learned" else 1
-    return Model(build_network(config.network, shape, answers, process.T), process)
+    learned = isinstance(process, LearnedGaussian) or getattr(process, "variance", "") in ("learned", "range")
+    learned = learned or getattr(config.process, "learned_variance", False)
+    return Model(build_network(config.network, shape, 2 if learned else 1, getattr(process, "T", 0)), process)
 
 
 def build_process(config: ProcessConfig, levels: int | None) -> Process:
-    """The process, with the tables of its schedule."""
+    """The process, with the tables of its schedule or the functions of its column."""
+    if isinstance(config, EDMConfig):
+        return EDM(build_column(config), config.steps)
     if config.schedule not in SCHEDULES:
         raise ValueError(f"process.schedule={config.schedule!r} is not one of {', '.join(SCHEDULES)}.")
     try:
@@ -75,8 +86,25 @@ def build_process(config: ProcessConfig, levels: int | None) -> Process:
             if levels is None:
                 raise ValueError("these data are continuous, and this process counts levels: take LearnedGaussian.")
             return GaussianDiffusion(
-                betas, config.predict, config.variance, config.loss, levels=levels, clip=config.clip
+                betas,
+                config.predict,
+                config.variance,
+                config.loss,
+                levels=levels,
+                clip=config.clip,
+                lambda_vlb=config.lambda_vlb,
+                rescale_times=config.rescale_times,
             )
+
+
+def build_column(config: EDMConfig) -> Column:
+    """The column of EDM's Table 1, with the numbers that the configuration changes."""
+    if config.column not in COLUMNS:
+        raise ValueError(f"process.column={config.column!r} is not one of {', '.join(COLUMNS)}.")
+    try:
+        return COLUMNS[config.column](**config.column_options)
+    except TypeError as error:
+        raise ValueError(f"process.column_options={config.column_options}: {error}.") from error
 
 
 def build_network(config: NetworkConfig, shape: tuple[int, ...], answers: int, T: int) -> nn.Module:
@@ -103,6 +131,8 @@ def build_network(config: NetworkConfig, shape: tuple[int, ...], answers: int, T
     return net
 
 
-def time_sampler(config: Config) -> UniformTimes:
-    """The law of t in training."""
-    return UniformTimes(config.process.T)
+def time_sampler(config: Config) -> UniformTimes | ImportanceTimes | SigmaTimes:
+    """The law of t in training, or of σ."""
+    if isinstance(config.process, EDMConfig):
+        return SigmaTimes(build_column(config.process).quantile)
+    return {"uniform": UniformTimes, "importance": ImportanceTimes}[config.training.times](config.process.T)

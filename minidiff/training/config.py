@@ -24,6 +24,7 @@ class DataConfig:
     crop: float = 1.0  # below 1: take a random square of at least this share of the side, resized to the full one
     labels: bool = False  # give the class of each image as a condition
     low_res: int = 1  # above 1: give the image reduced by this factor as a condition
+    augment: float = 0.0  # above 0: warp images with this probability, and say how as a condition
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class GaussianConfig:
     variance: Variance = "large"
     loss: Loss = "simple"
     clip: bool = True
+    lambda_vlb: float = 0.001  # of the bound in the hybrid loss
+    rescale_times: bool = False  # the network counts to 1000, whatever T
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class BinomialConfig:
     schedule_options: dict[str, float] = field(default_factory=dict)
     m: float = 0.5  # the stationary rate
     predict: BinomialPrediction = "x0"
+
+
+@dataclass(frozen=True)
+class EDMConfig:
+    """EDM's arguments; no schedule, and t is σ."""
+
+    column: str = "edm"  # a name in minidiff.COLUMNS
+    column_options: dict[str, float] = field(default_factory=dict)  # such as sigma_data, the data's root mean square
+    learned_variance: bool = False  # the network has the outputs of one that learned Σ too; they are not used
+    steps: int = 18  # of Heun's rule, in sampling
 
 
 @dataclass(frozen=True)
@@ -139,8 +152,12 @@ class MultiScaleConfig:
     bumps: int = 10
 
 
-ProcessConfig = GaussianConfig | LearnedGaussianConfig | BinomialConfig
-NetworkConfig = UNetConfig | SongUNetConfig | ClassifierConfig | RBFConfig | SigmoidMLPConfig | MultiScaleConfig
+ProcessConfig = GaussianConfig | LearnedGaussianConfig | BinomialConfig | EDMConfig
+StepwiseConfig = RBFConfig | SigmoidMLPConfig | MultiScaleConfig
+NetworkConfig = UNetConfig | SongUNetConfig | ClassifierConfig | StepwiseConfig
+
+
+Times = typing.Literal["uniform", "importance"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,7 @@ class TrainingConfig:
     anneal: bool = False  # after the ramp the learning rate falls linearly, to 0 at the end
     clip_grad: float = 1.0  # largest norm of the gradient; 0 leaves it as it is
     ema: tuple[int, ...] = (887_000,)  # half-lives of the averaged weights
+    times: Times = "uniform"  # or importance: t is drawn where the losses are large
     tick: int = 128_000  # between lines in metrics.jsonl
     checkpoint: int = 12_800_000  # between checkpoints, which fall on ticks
     seed: int = 0
@@ -185,6 +203,19 @@ def check(config: Config) -> None:
             f"data.low_res={data.low_res} and network.low_res={getattr(network, 'low_res', False)}: a network that "
             "takes a smaller image needs data.low_res above 1, and no other does."
         )
+    if getattr(config.process, "rescale_times", False) and isinstance(network, StepwiseConfig):
+        raise ValueError(
+            f"process.rescale_times: {type(network).__name__} has read-outs for steps 0 … T − 1. Leave it out."
+        )
+    if data.augment and getattr(network, "augment", 0) != 9:
+        raise ValueError(
+            f"data.augment={data.augment} and network.augment={getattr(network, 'augment', 0)}: a SongUNet that is not "
+            "told how images were warped would draw warped ones. Set network.augment to 9."
+        )
+    if isinstance(config.process, EDMConfig) and isinstance(network, StepwiseConfig):
+        raise ValueError(f"process: EDM has no steps, and {type(network).__name__} counts them: take a UNetConfig.")
+    if isinstance(config.process, EDMConfig) and config.training.times != "uniform":
+        raise ValueError(f"training.times={config.training.times}: EDM draws σ as its column says. Leave it out.")
     if isinstance(network, ClassifierConfig) and not isinstance(config.process, GaussianConfig):
         raise ValueError("process: a classifier of noisy images takes a GaussianConfig.")
 
@@ -257,7 +288,7 @@ def differences(a: Config, b: Config) -> list[str]:
 def _flatten(values: dict[str, Any], where: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key != "schedule_options":
+        if isinstance(value, dict) and not key.endswith("_options"):
             flat |= _flatten(value, f"{where}{key}.")
         else:
             flat[where + key] = value

@@ -1,6 +1,5 @@
 """What the commands do when all is well."""
 
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from cli_flags import TINY
 from matplotlib.image import imread
 from tiny import files
 
-from minidiff import RECIPES, Bound, UNet, decode, digits, generate, likelihood_bound, load, read_metrics, strata
+from minidiff import Bound, UNet, decode, digits, generate, likelihood_bound, load, read_metrics, strata
 from minidiff.cli.likelihood import table
 from minidiff.cli.main import COMMANDS
 
@@ -127,26 +126,12 @@ def test_every_step_is_in_one_row_of_the_table(T, count, generator):
     edges = strata(T, count)
     terms = torch.rand(len(edges) - 1, generator=generator)
     prior = torch.full((4,), 0.25)
-    bound = Bound(prior + terms.sum(), prior, edges, terms, terms, terms)
+    bound = Bound(prior + terms.sum(), prior, edges, terms, terms, terms, terms)
     *rows, last = table(bound, 4, T).splitlines()
     assert sum(float(row.split()[-1]) for row in rows) == pytest.approx(0.25 + terms.sum().item(), abs=5e-4)
     assert f"{0.25 + terms.sum().item():.4f}" in last
     steps = [range(int(a), int(b) + 1) for a, b in re.findall(r"t = (\d+) … (\d+)", "\n".join(rows))]
     assert [1, *(t for part in steps for t in part)] == list(range(1, T + 1))
-
-
-def test_info_prints_the_size_and_the_whole_configuration(minidiff, run):
-    ended = minidiff("info", run)
-    first, rest = ended.out.split("\n", 1)
-    model, description = load(run)
-    assert first == f"{sum(p.numel() for p in model.parameters()):,} parameters"
-    assert json.loads(rest) == json.loads(json.dumps(description.to_dict()))
-
-
-def test_recipes_lists_each_with_a_line(minidiff):
-    lines = minidiff("recipes").out.splitlines()
-    assert [line.split()[0] for line in lines] == list(RECIPES)
-    assert all(len(line.split()) > 3 for line in lines)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])

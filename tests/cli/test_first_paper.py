@@ -94,7 +94,7 @@ def test_without_trajectories_their_row_is_missing_and_nothing_else(minidiff, fi
 
 @pytest.mark.parametrize("name", NAMES)
 def test_info_prints_what_kinds_they_are(minidiff, first_paper, name):
-    _, rest = minidiff("info", first_paper[name]).out.split("\n", 1)
+    rest = "{" + minidiff("info", first_paper[name]).out.split("\n{", 1)[1]
     values = json.loads(rest)
     kinds = {
         "swissroll-sd": ("LearnedGaussianConfig", "RBFConfig", [2], None),

@@ -99,7 +99,7 @@ def test_data_that_are_not_there(refused):
         ("training.lr", -0.001),
         ("training.tick", 0),
         ("training.checkpoint", -5),
-        ("training.clip-grad", 0),
+        ("training.clip-grad", -1),
         ("training.ramp", -1),
         ("training.seed", -1),
         ("training.ema", -3),

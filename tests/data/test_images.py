@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from minidiff import Images, decode, digits, encode, held_out, load_images
+from minidiff.data.images import cropped
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -167,3 +168,112 @@ def test_a_damaged_file_is_refused_by_its_name(damage, tmp_path):
     damage(path)
     with pytest.raises(ValueError, match=r"data\.npz"):
         load_images(str(path))
+
+
+# ---- crops and conditions -------------------------------------------------------------------------------------------
+
+
+def slopes(n: int, height: int, width: int) -> torch.Tensor:
+    """n images of two channels, in which a pixel's value is its own place: down the image, and to the right."""
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    return torch.stack([y, x]).expand(n, 2, height, width).clone()
+
+
+def test_a_crop_of_everything_is_the_image():
+    x = slopes(3, 6, 8)
+    torch.testing.assert_close(cropped(x, torch.rand(3, 3), 1.0), x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("least", [0.5, 0.8])
+def test_a_crop_is_a_square_whose_place_and_share_are_drawn(least):
+    """On a slope the answer is exact: of the pixel at place y of H, the value is top + share · y.
+
+    The top is the drawn part of what is left over, (1 − share) · H; past the outermost pixels the border stays.
+    """
+    height, width = 8, 12
+    u = torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.5, 0.25, 0.75], [0.3, 1.0, 0.0], [1.0, 0.4, 0.9]])
+    found = cropped(slopes(5, height, width), u, least)
+    for one, (share, right, down) in zip(found, u.tolist(), strict=True):
+        share = least + (1 - least) * share
+        for channel, side, drawn, axis in ((0, height, down, 0), (1, width, right, 1)):
+            place = drawn * (1 - share) * side + share * (np.arange(side) + 0.5)
+            expected = np.clip(place, 0.5, side - 0.5)
+            rows = one[channel].numpy() if axis == 0 else one[channel].numpy().T
+            np.testing.assert_allclose(rows, np.repeat(expected[:, None], rows.shape[1], 1), atol=1e-4)
+
+
+def test_crops_are_drawn_for_each_image_between_the_least_and_all(generator):
+    images = Images((slopes(1, 8, 8)[:, 1:] * 20).to(torch.uint8), crop=0.5)
+    x, cond = images.batch(torch.zeros(2000, dtype=torch.long), generator)
+    scale = (images.x[0, 0, 0, 7] - images.x[0, 0, 0, 0]) / 7  # of one pixel to the right
+    share = ((x[:, 0, :, 5] - x[:, 0, :, 3]) / 2 / scale).mean(1)  # the slope inside, which a crop flattens
+    assert cond == {} and 0.49 < share.min() < 0.52 and 0.98 < share.max() < 1.01
+    assert abs(share.mean() - 0.75) < 4 * (0.5 / 12**0.5) / 2000**0.5
+    again, _ = images.batch(torch.zeros(2000, dtype=torch.long), torch.Generator().manual_seed(2020))
+    assert torch.equal(x, again)
+
+
+def test_conditions_are_the_labels_and_the_image_reduced(generator):
+    pixels = torch.arange(6 * 4 * 8, dtype=torch.uint8).reshape(6, 1, 4, 8)
+    images = Images(pixels, labels=torch.tensor([3, 1, 4, 1, 5, 9]), flip=True, give_labels=True, low_res=2)
+    x, cond = images.batch(torch.tensor([5, 0, 2]), generator)
+    assert set(cond) == {"labels", "low_res"} and cond["labels"].tolist() == [9, 3, 4]
+    means = x.reshape(3, 1, 2, 2, 4, 2).mean((3, 5))  # of the image as it is given out, mirrored or not
+    torch.testing.assert_close(cond["low_res"], means)
+    plain = Images(pixels, labels=torch.arange(6))
+    assert plain.batch(torch.arange(6), generator)[1] == {}
+
+
+def test_a_file_gives_its_labels_and_they_follow_their_images(tmp_path):
+    rng = np.random.default_rng(0)
+    labels, test_labels = rng.integers(10, size=20, dtype=np.int16), rng.integers(10, size=6)
+    pixels = np.broadcast_to(labels.astype(np.uint8)[:, None, None], (20, 4, 4))
+    test_pixels = np.broadcast_to(test_labels.astype(np.uint8)[:, None, None], (6, 4, 4))
+    np.savez(tmp_path / "one.npz", images=pixels, labels=labels)
+    np.savez(tmp_path / "both.npz", images=pixels, labels=labels, test_images=test_pixels, test_labels=test_labels)
+    for name, split, n in (("one", "train", 16), ("one", "test", 4), ("both", "train", 20), ("both", "test", 6)):
+        images = load_images(tmp_path / f"{name}.npz", split, labels=True)
+        assert len(images) == n and images.labels.dtype == torch.int64
+        assert torch.equal(images.pixels[:, 0, 0, 0].long(), images.labels)
+
+
+def test_every_option_reaches_the_images():
+    images = load_images("digits", "test", flip=True, crop=0.75, labels=True, low_res=4)
+    assert (images.flip, images.crop, images.give_labels, images.low_res) == (True, 0.75, True, 4)
+    _, cond = images.batch(torch.arange(5), torch.Generator().manual_seed(0))
+    assert torch.equal(cond["labels"], images.labels[:5]) and cond["low_res"].shape == (5, 1, 2, 2)
+    plain = load_images("digits", "test")
+    assert (plain.flip, plain.crop, plain.give_labels, plain.low_res) == (False, 1.0, False, 1)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"crop": 0.0}, "data.crop=0.0"),
+        ({"crop": 1.5}, "data.crop=1.5"),
+        ({"crop": float("nan")}, "data.crop=nan"),
+        ({"low_res": 0}, "data.low_res=0"),
+        ({"low_res": 3}, r"data.low_res=3, images of \(8, 8\).*divides both sides"),
+    ],
+)
+def test_options_that_fit_no_image_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_images("digits", **options)
+
+
+@pytest.mark.parametrize(
+    "labels, sentence",
+    [
+        (None, "data.labels: .*own.npz holds none"),
+        (np.zeros(19, np.int64), r"labels must be whole numbers from 0, one an image; found int64 \(19,\)"),
+        (np.zeros((20, 1), np.int64), r"found int64 \(20, 1\)"),
+        (np.zeros(20), "found float64"),
+        (np.full(20, -1), "labels must be whole numbers from 0"),
+        (np.array(["cat"] * 20), "labels must be whole numbers"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels, sentence, tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, images=np.zeros((20, 4, 4), np.uint8), **({} if labels is None else {"labels": labels}))
+    with pytest.raises(ValueError, match=sentence):
+        load_images(path, labels=True)

@@ -61,3 +61,20 @@ def test_images_come_as_load_images_gives_them(tmp_path):
 def test_a_source_that_does_not_exist_is_refused_by_its_name(source, named):
     with pytest.raises(ValueError, match=named):
         load_data(source)
+
+
+def test_options_of_images_reach_them_by_name():
+    images = load_data("digits", crop=0.8, labels=True, low_res=2)
+    assert (images.crop, images.give_labels, images.low_res) == (0.8, True, 2)
+
+
+@pytest.mark.parametrize("source", ["swiss-roll", "heartbeat", "dead-leaves-8"])
+@pytest.mark.parametrize("option", [{"flip": True}, {"crop": 0.9}, {"labels": True}, {"low_res": 2}])
+def test_what_is_generated_has_no_options_of_images(source, option):
+    with pytest.raises(ValueError, match=f"data.{next(iter(option))} is for images .*'{source}'"):
+        load_data(source, **option)
+
+
+def test_options_that_ask_for_nothing_are_no_options():
+    points = load_data("heartbeat", flip=False, crop=1.0, labels=False, low_res=1)
+    assert torch.equal(points.x, load_data("heartbeat").x)

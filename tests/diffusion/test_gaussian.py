@@ -386,7 +386,12 @@ def test_gradients_of_the_bound_stay_finite_under_a_bad_network(T, dtype, genera
         ({"betas": torch.tensor([0.1, float("nan")])}, "betas"),
         ({"betas": harmonic_betas(5)}, "β_T = 1"),
         ({"levels": 1}, "levels=1"),
-        ({"variance": "learned"}, "learned"),
+        ({"variance": "learned"}, 'variance="learned" gets no gradient'),
+        ({"variance": "range"}, 'variance="range" gets no gradient'),
+        ({"loss": "hybrid"}, 'loss="hybrid" teaches the variance, and "large" is fixed'),
+        ({"loss": "hybrid", "variance": "small"}, '"small" is fixed'),
+        ({"lambda_vlb": 0.0}, "lambda_vlb=0.0"),
+        ({"lambda_vlb": float("nan")}, "lambda_vlb=nan"),
         ({"weight": torch.ones(5), "loss": "bound"}, "weight"),
         ({"betas": torch.tensor([0.1, 1.0, 0.5]), "predict": "x0"}, "betas"),
     ],
@@ -408,6 +413,6 @@ for wrong in ({"predict": "epsilon"}, {"variance": "fixed"}, {"loss": "mse"}):
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert out == [
         "predict='epsilon': take one of eps, x0, mean, v.",
-        "variance='fixed': take one of large, small, learned.",
-        "loss='mse': take one of simple, bound.",
+        "variance='fixed': take one of large, small, learned, range.",
+        "loss='mse': take one of simple, bound, hybrid.",
     ]

@@ -9,7 +9,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from oracles import Chain
 
-from minidiff import GaussianDiffusion, encode, likelihood_bound, linear_betas, strata
+from minidiff import (
+    BinomialDiffusion,
+    GaussianDiffusion,
+    encode,
+    harmonic_betas,
+    likelihood_bound,
+    linear_betas,
+    strata,
+)
 
 BETAS = linear_betas(160)[:80]  # cut in the middle, so that x_T still knows of x_0 and L_T counts
 M, S = -0.2, 0.4
@@ -78,6 +86,40 @@ def test_error_of_x0_is_that_of_the_exact_posterior(examples, generator):
     expected = (shrink[:, None] ** 2 * offset).mean(1) + chain.gain**2 * (1 - chain.alpha_bar)
     np.testing.assert_allclose(bound.x0_mse.numpy()[[0, 40, 79]], expected[[0, 40, 79]], rtol=0.1)
     assert bound.x0_mse.mean().item() == pytest.approx(expected.mean(), rel=0.01)
+    # and of ε, whose error is that of x̂_0 times the signal-to-noise ratio
+    noise = expected * chain.alpha_bar / (1 - chain.alpha_bar)
+    np.testing.assert_allclose(bound.eps_mse.numpy()[[0, 40, 79]], noise[[0, 40, 79]], rtol=0.1)
+    assert bound.eps_mse.mean().item() == pytest.approx(noise.mean(), rel=0.01)
+
+
+def test_the_error_of_each_term_is_that_of_its_mean_over_examples(examples):
+    """40 estimates with fresh noise on one example repeated: their spread is the error that each of them states."""
+    process, net = GaussianDiffusion(BETAS, levels=17, clip=False), Chain(BETAS, M, S).network("eps")
+    same, generator = examples[:1].expand(100, 1), torch.Generator().manual_seed(9)
+    bounds = [likelihood_bound(process, net, same, generator, count=80) for _ in range(40)]
+    for key in ("terms", "x0_mse", "eps_mse"):
+        means = torch.stack([getattr(bound, key) for bound in bounds])
+        stated = torch.stack([getattr(bound, f"{key}_error") for bound in bounds])
+        ratio = means.var(0) / (stated**2).mean(0)
+        # (n − 1) s²/σ² is χ² with 39 degrees of freedom: its 80 ratios average 1 ± 0.025
+        assert ratio.mean().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("batch", [400, 3])
+def test_each_example_meets_its_own_condition(batch, examples):
+    """A label that names the example: the network answers for it alone, so x̂_0 = x_0 and nothing but L_0 is left."""
+    process, x0 = GaussianDiffusion(BETAS, "x0", "small", levels=17), examples[:10]
+    net = lambda x, t, labels: x0[labels]
+    cond = {"labels": torch.arange(10)}
+    bound = likelihood_bound(process, net, x0, torch.Generator().manual_seed(1), count=80, batch=batch, cond=cond)
+    assert bound.between(1, 79) < 1e-12 and bound.x0_mse.max() == 0 and bound.between(0, 0) > 0
+
+
+def test_processes_that_predict_no_noise_have_no_error_of_it(generator):
+    process = BinomialDiffusion(harmonic_betas(5), 0.2)
+    bits = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    bound = likelihood_bound(process, lambda x, t: x, bits, generator)
+    assert bound.eps_mse is None and bound.eps_mse_error is None and len(bound.x0_mse_error) == len(bound.x0_mse) == 5
 
 
 def test_the_bound_of_data_lies_above_their_entropy(generator):

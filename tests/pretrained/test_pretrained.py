@@ -8,7 +8,7 @@ import torch
 
 from minidiff import generate, is_heartbeat, load, swiss_roll_log_prob, train
 from minidiff.pretrained import FOLDER, names
-from minidiff.pretrained.export import export
+from minidiff.pretrained.ship import ship
 
 
 def test_digits_ships():
@@ -38,12 +38,12 @@ def test_the_swiss_roll_that_ships_draws_the_swiss_roll():
 
 
 @pytest.mark.parametrize("channels, stored", [(4, torch.float32), (32, torch.float16)])
-def test_an_exported_run_is_its_longest_average_and_large_ones_in_half_precision(channels, stored, tmp_path):
+def test_a_run_that_ships_is_its_longest_average_and_large_ones_in_half_precision(channels, stored, tmp_path):
     config = tiny.config(images=16)
     config = replace(config, network=replace(config.network, channels=channels))
     state = tiny.fresh(config)
     train(state, tiny.images(), config.training, tmp_path / "run", tiny.describe(config))
-    export(tmp_path / "run", tmp_path / "model")
+    ship(tmp_path / "run", tmp_path / "model")
     model, description = load(tmp_path / "model")
     assert description == tiny.describe(config)
     expected = state.ema.state_dict()

@@ -1,6 +1,7 @@
 """Many images: the same whatever the batch, on whatever device."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from minidiff import (
     LearnedGaussian,
     UNet,
     ancestral,
+    ddim,
     generate,
     geometric_betas,
     harmonic_betas,
@@ -67,6 +69,15 @@ def test_bits_begin_at_the_rate_of_the_prior():
     assert abs(share - 0.2) < 4 * (0.2 * 0.8 / 10_000) ** 0.5
 
 
+def test_any_sampler_can_lead_down_and_images_stay_those_of_their_seeds(net):
+    sampler = partial(ddim, steps=[0, 13, 26, 39], eta=0.7)
+    noise = per_image_noise([12], (1, 4, 4))
+    expected = ddim(PROCESS, net, noise(0), noise, [0, 13, 26, 39], 0.7).float()
+    for batch in (1, 4):
+        found = generate(PROCESS, net, (1, 4, 4), [11, 12, 13], batch, sampler=sampler)
+        torch.testing.assert_close(found[1:2], expected, rtol=0, atol=1e-5)
+
+
 def test_progress_is_told_a_batch_at_a_time():
     told = []
     generate(PROCESS, lambda x, t: x, (2,), range(5), batch=2, on_batch=told.append)
@@ -85,3 +96,16 @@ def test_a_gpu_draws_the_images_of_the_cpu(net):
     process = GaussianDiffusion(linear_betas(40)).to("cuda")
     on_gpu = generate(process, deepcopy(net).to("cuda"), (1, 4, 4), range(4), device="cuda")
     torch.testing.assert_close(on_gpu, on_cpu, rtol=0, atol=1e-3)
+
+
+def test_a_condition_has_a_row_for_each_seed_whatever_the_batch():
+    net = lambda x, t, labels: x - labels[:, None]
+    labels = torch.arange(5) - 2
+    whole = generate(PROCESS, net, (2,), range(5), cond={"labels": labels})
+    parts = generate(PROCESS, net, (2,), range(5), batch=2, cond={"labels": labels})
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    alone = generate(PROCESS, lambda x, t: x - 2, (2,), [4])
+    torch.testing.assert_close(whole[4:], alone, rtol=0, atol=1e-6)
+    assert not torch.allclose(whole[4:], generate(PROCESS, lambda x, t: x, (2,), [4]))
+    with pytest.raises(ValueError, match=r"cond\['labels'\]: 5 rows for 4 seeds"):
+        generate(PROCESS, net, (2,), range(4), cond={"labels": labels})

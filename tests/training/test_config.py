@@ -14,6 +14,8 @@ from minidiff import (
     RECIPES,
     BinomialConfig,
     BinomialDiffusion,
+    ClassifierConfig,
+    DataConfig,
     GaussianConfig,
     GaussianDiffusion,
     LearnedGaussian,
@@ -23,12 +25,15 @@ from minidiff import (
     RBFConfig,
     SigmoidMLP,
     SigmoidMLPConfig,
+    SongUNetConfig,
     UNet,
     UNetConfig,
     build,
     geometric_betas,
     recipe,
 )
+from minidiff.diffusion import NoisyClassifier
+from minidiff.networks import Classifier, SongUNet
 from minidiff.training import check, differences
 from minidiff.training.config import from_dict, to_dict
 
@@ -46,6 +51,7 @@ PROCESSES = [  # with what they make, and the levels of data that they take
 ]
 NETWORKS = [
     (UNetConfig(channels=4, mult=(1, 2), attention=()), UNet),
+    (SongUNetConfig(channels=4, mult=(1, 2), blocks=1, embedding="fourier", encoder="residual"), SongUNet),
     (RBFConfig(units=7), RBF),
     (SigmoidMLPConfig(6, 2, 0), SigmoidMLP),
     (MultiScaleConfig(4, 1, 1, 2, 3), MultiScale),
@@ -59,7 +65,7 @@ def test_every_kind_survives_the_file_and_is_built_as_what_it_says(process, made
     values = json.loads(json.dumps(to_dict(config)))
     assert from_dict(values) == config and type(from_dict(values).process) is type(process)
     assert (values["process"]["kind"], values["network"]["kind"]) == (type(process).__name__, type(network).__name__)
-    shape = (3, 8, 8) if isinstance(network, UNetConfig | MultiScaleConfig) else (3,)
+    shape = (3, 8, 8) if isinstance(network, UNetConfig | SongUNetConfig | MultiScaleConfig) else (3,)
     model = build(config, shape, levels)
     assert (type(model.process), type(model.net), model.process.T) == (made, net, 25)
     answer = model.net(torch.zeros(2, *shape), torch.tensor([0.0, 24.0]))
@@ -117,13 +123,20 @@ def edited(path: str, value: object) -> dict:
         ("training.lr", "fast", "training.lr='fast'"),
         ("training.ema", 50, "training.ema=50"),
         ("training.ema", ["long"], "training.ema="),
-        ("network.mult", [1, 2.5], "network.mult="),
+        ("network.mult", [1, "2"], "network.mult="),
+        ("network.blocks", 2.5, "network.blocks=2.5"),
+        ("network.inject", "multiply", "network.inject='multiply'"),
+        ("data.low_res", 1.5, "data.low_res=1.5"),
         ("network", [1, 2], "network"),
         ("data.flip", "yes", "data.flip='yes'"),
         ("process.schedule_options", [1], "process.schedule_options="),
         ("process.kind", "PoissonConfig", "process.kind should be one of GaussianConfig, LearnedGaussianConfig, Binom"),
         ("process.kind", ..., "process.kind should be one of"),
-        ("network.kind", "BinomialConfig", "network.kind should be one of UNetConfig, RBFConfig"),
+        (
+            "network.kind",
+            "BinomialConfig",
+            "network.kind should be one of UNetConfig, SongUNetConfig, ClassifierConfig, RBFConfig",
+        ),
         ("process.kind", "BinomialConfig", "unknown key process.clip"),
         ("network.kind", "RBFConfig", "unknown key network.attention"),
     ],
@@ -153,14 +166,17 @@ def test_differences_between_kinds_name_the_kinds_and_what_only_one_has():
     assert not any(line.startswith(("process.T:", "network", "training")) for line in found)
 
 
-@pytest.mark.parametrize("name", ["images", "batch", "lr", "clip_grad", "tick", "checkpoint"])
+@pytest.mark.parametrize("name", ["images", "batch", "lr", "tick", "checkpoint"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_durations_and_rates_are_above_zero(name, value):
     with pytest.raises(ValueError, match=f"training.{name}={value}"):
         check(tiny.config(**{name: value}))
 
 
-@pytest.mark.parametrize("changes", [{"ramp": -1}, {"seed": -1}, {"ema": ()}, {"ema": (100, -1)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"ramp": -1}, {"seed": -1}, {"ema": ()}, {"ema": (100, -1)}, {"clip_grad": -1.0}, {"weight_decay": -0.1}],
+)
 def test_ramp_seed_and_half_lives_are_not_negative(changes):
     with pytest.raises(ValueError, match=f"training.{next(iter(changes))}"):
         check(tiny.config(**changes))
@@ -205,3 +221,62 @@ def test_what_cannot_be_built_is_refused(changes, shape, sentence):
 def test_continuous_data_are_refused_by_processes_that_count_levels(process, sentence):
     with pytest.raises(ValueError, match=sentence):
         build(replace(tiny.config(), process=process), (1, 4, 4), None)
+
+
+CLASSIFIER = ClassifierConfig(classes=5, channels=32, mult=(1, 1), blocks=1, attention=(1,), head_channels=16)
+
+
+@pytest.mark.parametrize(
+    "data, network, sentence",
+    [
+        ({"labels": True}, UNetConfig(), "data.labels=True and network.classes=0"),
+        ({}, UNetConfig(classes=10), "data.labels=False and network.classes=10"),
+        ({"labels": True}, RBFConfig(), "data.labels=True and network.classes=0"),
+        ({}, CLASSIFIER, "data.labels=False and network.classes=5"),
+        ({"low_res": 4}, UNetConfig(), "data.low_res=4 and network.low_res=False"),
+        ({}, UNetConfig(low_res=True), "data.low_res=1 and network.low_res=True"),
+        ({"low_res": 2}, SongUNetConfig(), "data.low_res=2 and network.low_res=False"),
+    ],
+)
+def test_data_and_network_agree_on_their_conditions(data, network, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check(replace(tiny.config(), data=DataConfig(**data), network=network))
+
+
+def test_conditions_that_agree_pass():
+    everything = UNetConfig(classes=10, low_res=True)
+    check(replace(tiny.config(), data=DataConfig(labels=True, low_res=2), network=everything))
+    check(replace(tiny.config(), data=DataConfig(labels=True), network=CLASSIFIER))
+
+
+def test_a_classifier_needs_gaussian_noise():
+    config = replace(tiny.config(), data=DataConfig(labels=True), network=CLASSIFIER, process=BinomialConfig())
+    with pytest.raises(ValueError, match="process: a classifier of noisy images takes a GaussianConfig"):
+        check(config)
+
+
+def test_a_classifier_is_built_for_the_size_of_the_data_with_its_own_objective():
+    config = replace(tiny.config(), data=DataConfig(labels=True), network=CLASSIFIER)
+    values = json.loads(json.dumps(to_dict(config)))
+    assert from_dict(values) == config
+    model = build(config, (3, 4, 8), 17)
+    assert (type(model.net), type(model.process), model.process.T) == (Classifier, NoisyClassifier, 30)
+    assert model.process.process.levels == 17 and model.net.size == (4, 8)
+    losses = model(torch.zeros(2, 3, 4, 8), torch.tensor([0, 29]), torch.zeros(2, 3, 4, 8), labels=torch.tensor([4, 0]))
+    assert losses["loss"].shape == (2,)
+    with pytest.raises(ValueError, match="images of 4×7: both sides must divide by 2"):
+        build(config, (3, 4, 7), 17)
+
+
+def test_every_argument_reaches_the_papers_networks():
+    options = {"heads": 2, "inject": "scale", "resample": "block", "rescale": True, "classes": 3, "low_res": True}
+    config = UNetConfig(32, (1, 2), 1, (0,), 0.2, **options, convention="openai", checkpoint=True)
+    net = build(replace(tiny.config(), network=config), (1, 4, 4), 17).net
+    same = UNet(1, 1, 32, (1, 2), 1, (0,), 0.2, **options, convention="openai", checkpoint=True)
+    assert str(net) == str(same) and net.label.num_embeddings == 3 and net.conv_in.in_channels == 2
+    assert (net.convention, net.checkpoint) == ("openai", True)
+    assert net.down[0][0].style == same.down[0][0].style and net.down[0][0].style.rescale
+    options = {"classes": 3, "augment": 4, "embedding": "fourier", "taps": (1, 3, 3, 1), "encoder": "skip"}
+    song = build(replace(tiny.config(), network=SongUNetConfig(8, (1, 2), 1, (0,), 0.2, **options)), (1, 4, 4), 17).net
+    assert str(song) == str(SongUNet(1, 1, 8, (1, 2), 1, (0,), 0.2, **options))
+    assert song.encoder == "skip" and song.shrink.kernel.shape == (4, 4) and song.frequencies.shape == (8,)

@@ -130,6 +130,14 @@ def test_the_learning_rate_rises_over_the_ramp_and_stays():
     assert learning_rate(replace(config, ramp=0), 0) == 2e-4
 
 
+def test_annealed_the_learning_rate_falls_to_nothing_at_the_end():
+    config = TrainingConfig(lr=2e-4, ramp=0, batch=100, images=1000, anneal=True)
+    rates = [learning_rate(config, images) for images in range(0, 1000, 100)]
+    assert rates == pytest.approx([2e-4 * (1 - k / 10) for k in range(10)], rel=1e-12)
+    risen = [learning_rate(replace(config, ramp=500), images) for images in range(0, 1000, 100)]
+    assert risen == pytest.approx([rate * min(1, (k + 1) / 5) for k, rate in enumerate(rates)], rel=1e-12)
+
+
 def test_lines_and_checkpoints_fall_where_they_should(tmp_path):
     config = tiny.config(images=200, batch=16, tick=48, checkpoint=100)
     steps, ticks = [], []
@@ -333,3 +341,38 @@ def test_a_run_on_a_gpu_learns_and_leaves_the_global_random_states_alone():
     metrics = train(state, config).metrics
     assert torch.equal(torch.get_rng_state(), before[0]) and torch.equal(torch.cuda.get_rng_state(), before[1])
     assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
+
+
+# ---- decay and clipping ---------------------------------------------------------------------------------------------
+
+
+def step_and_gradient(**training) -> tuple[dict, dict, dict]:
+    """Weights before and after one step, and the gradient that it was given."""
+    config = tiny.config(images=16, tick=16, ramp=0, lr=1e-2, **training)
+    state = tiny.fresh(config)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    train(state, config)
+    after = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    return before, after, {name: p.grad for name, p in state.model.named_parameters()}
+
+
+def test_decay_shrinks_the_weights_apart_from_the_gradient():
+    """AdamW's: (1 − lr · decay) times the weight, and then the same step."""
+    before, plain, _ = step_and_gradient()
+    _, decayed, _ = step_and_gradient(weight_decay=0.5)
+    for name, weight in before.items():
+        torch.testing.assert_close(decayed[name] - plain[name], -1e-2 * 0.5 * weight, rtol=1e-4, atol=1e-8)
+
+
+def test_a_gradient_is_cut_to_its_largest_norm_and_left_alone_where_that_is_0():
+    norms = {clip: nn.utils.get_total_norm(step_and_gradient(clip_grad=clip)[2].values()) for clip in (0.0, 1e-3, 1e6)}
+    assert norms[1e-3].item() == pytest.approx(1e-3, rel=1e-3)
+    assert torch.equal(norms[0.0], norms[1e6]) and norms[0.0] > 1e-2
+
+
+def test_a_gradient_that_is_not_finite_is_found_without_clipping_too():
+    config = tiny.config(clip_grad=0.0)
+    state = tiny.fresh(config)
+    state.model.net.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite after 0 images"):
+        train(state, config)

@@ -2,7 +2,7 @@
 
     minidiff train digits --out runs/long --training.images 1000000 --training.ema 50000 \\
         --training.tick 12800 --training.checkpoint 128000
-    python -m minidiff.pretrained.export runs/long digits
+    python -m minidiff.pretrained.ship runs/long digits
 
 made the ``digits`` of this package; ``swissroll-sd``, ``heartbeat-sd`` and ``dead-leaves-sd`` are their recipes as
 they stand.
@@ -20,7 +20,7 @@ from minidiff.training import load_model
 from . import FOLDER
 
 
-def export(run: Path, folder: Path) -> Path:
+def ship(run: Path, folder: Path) -> Path:
     """Write config.json and the longest average of a run into a folder; return the weight file.
 
     Half precision keeps three digits of each weight, which no sample shows, and halves the wheel; networks that are
@@ -37,6 +37,6 @@ def export(run: Path, folder: Path) -> Path:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m minidiff.pretrained.export RUN NAME")
-    written = export(Path(sys.argv[1]), FOLDER / sys.argv[2])
+        sys.exit("usage: python -m minidiff.pretrained.ship RUN NAME")
+    written = ship(Path(sys.argv[1]), FOLDER / sys.argv[2])
     print(f"{written}: {written.stat().st_size:,} bytes")
