@@ -920,8 +920,8 @@ print(
 #
 # A network that knows one knows all. And $\eqref{eq:ddpm-12}$ has thereby become a method to learn the score of
 # blurred data without ever knowing the density: *denoising score matching*, found by Vincent in 2011, which is how
-# the paper came to its loss. Chapter 03 (planned) starts here. We check the lemma where the density can be written
-# down and differentiated by machine.
+# the paper came to its loss. [Chapter 03](03_ddim_and_sdes.ipynb) starts here. We check the lemma where the density
+# can be written down and differentiated by machine.
 
 # %%
 # check: 2.1
@@ -1233,16 +1233,17 @@ flat = digits.x.flatten(1)
 #
 # $$ \mathbb E\|x-y\|^2=\|m_1-m_2\|^2+\operatorname{tr}C_1+\operatorname{tr}C_2-2\operatorname{tr}S $$
 #
-# So $\operatorname{tr}S$ must be large. How large can it be? Write $C_1=R_1R_1^{\mathsf T}$ and
-# $C_2=R_2R_2^{\mathsf T}$, so that $x-m_1=R_1u$ and $y-m_2=R_2v$ with $u$ and $v$ of covariance $\mathbf I$. If $K$ is
-# the covariance between $u$ and $v$, then $S=R_1KR_2^{\mathsf T}$, and the combination $a^{\mathsf T}u-b^{\mathsf T}v$
-# has the variance $\|a\|^2+\|b\|^2-2a^{\mathsf T}Kb$. **No variance is negative.** Were there a $b$ that $K$ makes
-# longer, $a=Kb$ would give $\|b\|^2-\|Kb\|^2<0$; and if $K$ makes no vector longer, the variance is at least
+# So $\operatorname{tr}S$ must be large. How large can it be? Write $C_1=R_1R_1^{\mathsf T}$ and $C_2=R_2R_2^{\mathsf
+# T}$, so that $x-m_1=R_1u$ and $y-m_2=R_2v$ with $u$ and $v$ of covariance $\mathbf I$. If $K$ is the covariance
+# between $u$ and $v$, then $S=R_1KR_2^{\mathsf T}$, and the combination $a^{\mathsf T}u-b^{\mathsf T}v$ has the
+# variance $\|a\|^2+\|b\|^2-2a^{\mathsf T}Kb$. **No variance is negative.** Were there a $b$ that $K$ makes longer,
+# $a=Kb$ would give $\|b\|^2-\|Kb\|^2<0$; and if $K$ makes no vector longer, the variance is at least
 # $(\|a\|-\|b\|)^2$. So these $K$ are allowed, and no others; in one dimension this says that a covariance is at most
-# the product of the deviations. Now $\operatorname{tr}S=\operatorname{tr}(KM)$ with $M=R_2^{\mathsf T}R_1$. Take $M$ apart by the **singular value decomposition**, $M=U\Lambda V^{\mathsf T}$: a trace
-# does not mind rotations, so $\operatorname{tr}(KM)=\sum_i(V^{\mathsf T}KU)_{ii}\Lambda_{ii}$, and the entries of a
-# matrix that lengthens nothing are at most 1. The best $K$ is $VU^{\mathsf T}$ and gives the sum of the singular
-# values, which are the roots of the eigenvalues of $M^{\mathsf T}M=R_1^{\mathsf T}C_2R_1$:
+# the product of the deviations. Now $\operatorname{tr}S=\operatorname{tr}(KM)$ with $M=R_2^{\mathsf T}R_1$. Take $M$
+# apart by the **singular value decomposition**, $M=U\Lambda V^{\mathsf T}$: a trace does not mind rotations, so
+# $\operatorname{tr}(KM)=\sum_i(V^{\mathsf T}KU)_{ii}\Lambda_{ii}$, and the entries of a matrix that lengthens nothing
+# are at most 1. The best $K$ is $VU^{\mathsf T}$ and gives the sum of the singular values, which are the roots of the
+# eigenvalues of $M^{\mathsf T}M=R_1^{\mathsf T}C_2R_1$:
 #
 # $$ d^2=\|m_1-m_2\|^2+\operatorname{tr}C_1+\operatorname{tr}C_2-2\operatorname{tr}\big(R_1^{\mathsf T}C_2R_1\big)^{1/2} \tag{2.2}\label{eq:2-2} $$
 #
