@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class ImportanceTimes:
@@ -15,9 +15,9 @@ class ImportanceTimes:
         history: how many losses are kept for each.
         uniform: share of the draws that is uniform all the same, so that no weight exceeds 1/uniform.
 
-    ``update`` takes unweighted losses, those of all processes where there are several, in the same order on each of
-    them: later ones count as newer. The tensors follow the draws to their device, which is never waited for. Raises
-    ValueError for an argument that makes no law of t.
+    ``update`` takes unweighted losses, later ones counting as newer. Where several processes train, each gives as many
+    and all keep those of all, by rank, so that they draw by one law. The tensors follow the draws to their device,
+    which is never waited for. Raises ValueError for an argument that makes no law of t.
     """
 
     def __init__(self, T: int, history: int = 10, uniform: float = 0.001):
@@ -44,6 +44,7 @@ class ImportanceTimes:
     def update(self, t: Int[Tensor, " n"], loss: Float[Tensor, " n"]) -> None:
         """Put each loss in the place of the oldest one at its step."""
         self._to(t.device)
+        t, loss = of_all_processes(t), of_all_processes(loss)
         t, order = t.sort(stable=True)
         place = torch.arange(len(t), device=t.device)
         first, end = torch.searchsorted(t, t), torch.searchsorted(t, t, right=True)
@@ -65,3 +66,12 @@ class ImportanceTimes:
 
     def _to(self, device: torch.device) -> None:
         self.losses, self.seen = self.losses.to(device), self.seen.to(device)
+
+
+def of_all_processes(x: Tensor) -> Tensor:
+    """Joined by rank under torchrun; as it is without."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return x
+    parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

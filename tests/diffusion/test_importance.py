@@ -1,6 +1,8 @@
 """Importance-sampled times: the law of t, no bias, less noise, and a history that is the same however it came about."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -147,3 +149,35 @@ def test_the_history_follows_to_the_gpu():
     for sampler, place in ((times, "cuda"), (on_cpu, "cpu")):
         sampler.update(t.to(place), weight.to(place))
     torch.testing.assert_close(times.probabilities.cpu(), on_cpu.probabilities)
+
+
+WORKER = """
+import sys
+import torch
+from torch import distributed
+from minidiff import ImportanceTimes
+
+distributed.init_process_group("gloo")
+rank, times = distributed.get_rank(), ImportanceTimes(6, 3)
+generator = torch.Generator().manual_seed(rank)
+for _ in range(4):
+    t = torch.randint(6, (5,), generator=generator)
+    times.update(t, torch.rand(5, generator=generator))
+torch.save(times.state_dict(), f"{sys.argv[1]}/{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_keep_one_history(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run([*command, tmp_path / "worker.py", tmp_path], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone, generators = ImportanceTimes(6, 3), [torch.Generator().manual_seed(rank) for rank in (0, 1)]
+    for _ in range(4):
+        drawn = [(torch.randint(6, (5,), generator=g), torch.rand(5, generator=g)) for g in generators]
+        alone.update(*map(torch.cat, zip(*drawn, strict=True)))
+    for state in states:
+        assert torch.equal(state["seen"], alone.seen) and torch.equal(state["losses"], alone.losses)
+    assert alone.seen.sum() == 40
