@@ -767,7 +767,7 @@ plt.show()
 # | **DDPM**: Ho, Jain, Abbeel 2020 | Can this make good pictures? | predict the noise; a simple weighted loss; the tie to score matching; progressive coding | [02](02_ddpm.ipynb) | 00 | a thousand network calls a sample; fixed variances; a modest likelihood |
 # | **DDIM**: Song, Meng, Ermon 2020 (bridge) | Must the way back be random, and long? | a family of processes with the same training; deterministic sampling in few steps | [03](03_ddim_and_sdes.ipynb) | 02 | why it works in few steps |
 # | **SDE**: Song et al. 2021 (bridge) | What is the limit of many small steps? | stochastic differential equations, their reversal, the probability flow, exact likelihoods | [03](03_ddim_and_sdes.ipynb) | 02 | which solver, which schedule |
-# | **IDDPM**: Nichol, Dhariwal 2021 | Where are the bits lost? | cosine schedule, learned variances, importance-sampled times | 04 (planned) | 02 | quality against GANs on hard data |
+# | **IDDPM**: Nichol, Dhariwal 2021 | Where are the bits lost? | cosine schedule, learned variances, importance-sampled times | [04](04_improved_ddpm.ipynb) | 02 | quality against GANs on hard data |
 # | **ADM**: Dhariwal, Nichol 2021 | Can diffusion beat GANs? | a better network; a classifier that steers the sampling | 05 (planned) | 01, 03, 04 | cost; schedule, network scaling and solver still entangled |
 # | **EDM**: Karras et al. 2022 | Which choices matter, one at a time? | noise level as the coordinate, preconditioning, Heun's method; earlier models as columns of one table | 06 (planned) | 03, 04 | scale; the later literature |
 #

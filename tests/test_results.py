@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import minidiff as md
+from minidiff.training.cost import Cost
 
 RESULTS = sorted((Path(__file__).parents[1] / "chapters" / "results").glob("*.json"))
 
@@ -17,7 +18,7 @@ RESULTS = sorted((Path(__file__).parents[1] / "chapters" / "results").glob("*.js
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_result_says_how_it_was_made(path):
     result = json.loads(path.read_text())
-    assert {"command", "seed", "commit", "machine", "date"} <= set(result)
+    assert {"command", "commit", "machine", "date"} <= set(result) and {"seed", "seeds"} & set(result)
     assert Path(result["command"].split()[1]) == Path("chapters/results") / path.with_suffix(".py").name
     assert path.with_suffix(".py").is_file()
 
@@ -79,3 +80,37 @@ def test_the_digits_in_few_steps_are_those_of_their_script():
     digits = md.digits("test").x[: table.CODED].double()
     again = table.round_trip(model, digits, md.subsequence(1000, 10))
     assert again == pytest.approx(result["round_trip"]["10"], rel=0.01)
+
+
+def test_the_improved_ablation_has_the_rows_of_its_script_and_its_bits_add_up():
+    table = script("improved_ddpm_ablation")
+    result = json.loads(table.OUT.read_text())
+    assert set(result["rows"]) == {
+        f"{schedule}, {goal}, {seed}" for schedule, goal in table.ROWS for seed in table.SEEDS
+    }
+    assert set(result["steps"]) == {
+        f"{S}, {kind}" for S in table.STEPS for kind in ("learned", "large", "small", "ddim")
+    }
+    for schedule, goal in table.ROWS:
+        process = md.build(table.config(schedule, goal, 0), (1, 8, 8), 17).process
+        for seed in table.SEEDS:
+            row = result["rows"][f"{schedule}, {goal}, {seed}"]
+            assert ("gradient" in row) == (goal == "hybrid")
+            for kind in table.variants(process):
+                for steps in ("1000", "25"):
+                    bits = row[kind][steps]
+                    assert abs(sum(bits["terms"]) + bits["prior"] - bits["total"]) < 1e-3
+                assert row[kind]["25"]["total"] > row[kind]["1000"]["total"]
+
+
+def test_the_widths_of_the_scaling_study_cost_what_their_networks_do():
+    table = script("improved_ddpm_scaling")
+    runs = json.loads(table.OUT.read_text())["runs"]
+    assert set(runs) == {f"{width}, {seed}" for seed in table.SEEDS for width in table.WIDTHS}
+    for width in table.WIDTHS:
+        cost = Cost(md.Description(table.config(width, 0), (1, 8, 8), 17))
+        for seed in table.SEEDS:
+            run = runs[f"{width}, {seed}"]
+            assert run["parameters"] == cost.parameters
+            assert [point["images"] for point in run["points"]] == list(table.SNAPSHOTS)
+            assert all(point["flop"] == cost.training * point["images"] for point in run["points"])
