@@ -194,7 +194,7 @@ import torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from test_every_network import NETWORKS, fill, inputs
-every = [(name, {}) for name in ("rescaled", "upsampler", "DDPM++", "NCSN++", "skip", "classifier", "MLP")]
+every = [(name, {}) for name in ("rescaled", "IDDPM", "upsampler", "DDPM++", "NCSN++", "skip", "classifier", "MLP")]
 for name, options in [*every, ("DDPM", {"checkpoint": True})]:
     net = fill(NETWORKS[name](**options))
     args, cond = inputs(net)
@@ -213,4 +213,4 @@ def test_it_compiles_to_one_graph():
     here = __file__.rsplit("/", 1)[0]
     run = subprocess.run([sys.executable, "-c", COMPILED, here], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert len(run.stdout.split("\n")) == 8 + 1
+    assert len(run.stdout.split("\n")) == 9 + 1
