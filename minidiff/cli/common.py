@@ -1,10 +1,15 @@
 """What several commands need."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from minidiff.diffusion import NoisyClassifier
+from minidiff.pretrained import load
+from minidiff.training import Description, Model
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -24,10 +29,22 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     return (module.float() if device.type == "mps" else module).to(device)
 
 
-def classes_of(net: nn.Module, seeds: Sequence[int], classes: Sequence[int] = ()) -> dict[str, Tensor]:
+def load_diffusion(path: Path, weights: str | None = None) -> tuple[Model, Description]:
+    """What ``load`` finds; a classifier is refused too."""
+    model, description = load(path, weights)
+    if isinstance(model.process, NoisyClassifier):
+        raise ValueError(
+            f"{path} is a classifier of noisy images, which draws none and has no likelihood. Let it guide a run that "
+            f"does: minidiff sample RUN --classifier {path}."
+        )
+    return model, description
+
+
+def classes_of(net: object, seeds: Sequence[int], classes: Sequence[int] = ()) -> dict[str, Tensor]:
     """What a class-conditional network is told: of these classes, or of all, the one whose turn it is at each seed.
 
-    Nothing, for another network. Raises ValueError for a class that the network does not know.
+    ``net`` may be whatever has ``classes``, the number that it knows; nothing is told where it has none. Raises
+    ValueError for a class that it does not know.
     """
     known = getattr(net, "classes", 0)
     if unknown := [k for k in classes if not 0 <= k < known]:

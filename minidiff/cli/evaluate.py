@@ -12,7 +12,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, classes_of, place
+from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place
 from minidiff.data import decode
 from minidiff.evaluation import (
     METRICS,
@@ -29,7 +29,7 @@ from minidiff.evaluation import (
     open_reference,
     process_group,
 )
-from minidiff.pretrained import load, names
+from minidiff.pretrained import names
 from minidiff.sampling import generate
 from minidiff.training import Description, Model, newest
 
@@ -109,7 +109,7 @@ def image_sets(options: Options, device: torch.device) -> tuple[list[ImageSet], 
             hint = f" Nor is there a checkpoint in {path}." if path.is_dir() and str(path) not in names() else ""
             raise ValueError(f"{error}{hint}") from error
         return [images if options.n is None else images.first(options.n)], None
-    model, description = load(path, options.weights)
+    model, description = load_diffusion(path, options.weights)
     if len(description.shape) != 3 or description.levels is None:
         raise ValueError(f"{path} draws {description.config.data.source}, which are no images in levels: see sample.")
     model = place(model, device)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, place
+from minidiff.cli.common import Device, choose_device, load_diffusion, place
 from minidiff.data import load_data
 from minidiff.diffusion import EDM, ContinuousDenoiser, GaussianDiffusion, respace, standard_error
 from minidiff.evaluation import (
@@ -25,7 +25,6 @@ from minidiff.evaluation import (
     strata,
     trajectory_likelihood,
 )
-from minidiff.pretrained import load
 from minidiff.sampling.noise import solver_dtype
 from minidiff.training import Model
 
@@ -67,7 +66,7 @@ def run(argv: list[str]) -> None:
     if options.count < 2 or (options.n is not None and options.n < 2):
         raise ValueError(f"--count {options.count} -n {options.n}: count ≥ 2, n ≥ 2.")
     device = choose_device(options.device)
-    model, description = load(options.run, options.weights)
+    model, description = load_diffusion(options.run, options.weights)
     if options.trajectories == 1 or options.trajectories < 0:
         raise ValueError(f"--trajectories {options.trajectories}: at least 2, or 0 for the bound alone.")
     if options.trajectories and isinstance(model.process, GaussianDiffusion):

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 COMMANDS = {
+    "prepare": "your images as a data set: minidiff prepare photos runs/data/photos64 --size 64",
     "train": "train a recipe: minidiff train digits",
     "sample": "draw samples: minidiff sample runs/digits -n 64 --seed 0",
     "likelihood": "bits per dimension of held-out data: minidiff likelihood runs/digits",

@@ -10,6 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from minidiff.cli.common import classes_of
+from minidiff.diffusion import NoisyClassifier
 from minidiff.evaluation import INCEPTION_SHA256, Scores, compare
 from minidiff.pretrained import load
 from minidiff.recipes import PAPERS
@@ -111,6 +112,8 @@ def samples(of: Run, k: int, out: Path) -> str:
     """Copy the run's samples.png; draw 64 where it has none."""
     from minidiff import plots
 
+    if isinstance(of.model.process, NoisyClassifier):
+        return f"{of.path} is a classifier of noisy images, which draws none."
     target = out / f"samples-{k + 1}.png"
     if (of.path / "samples.png").is_file():
         shutil.copyfile(of.path / "samples.png", target)

@@ -1,24 +1,25 @@
 """``minidiff sample RUN``: images, points or sequences from a trained model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import tyro
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, classes_of, place
-from minidiff.cli.samplers import Sampler, choose_sampler
+from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place
+from minidiff.cli.guidance import At, Guide, classifier_free, open_guide
+from minidiff.cli.samplers import Sampler, choose_sampler, usual_sampler
+from minidiff.cli.solvers import SolverOptions
+from minidiff.cli.stages import SECOND, Stage, enlarging, open_second
 from minidiff.data import decode, encode
-from minidiff.diffusion import EDM
 from minidiff.diffusion.timesteps import Spacing
 from minidiff.evaluation import open_images
-from minidiff.pretrained import load
-from minidiff.sampling import generate
-from minidiff.training import Description
+from minidiff.training import Description, Model
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,38 @@ class Options:
     seed: int = 0
     """Image i has the seed SEED + i and is the same in any batch."""
     sampler: Sampler | None = None
-    """Down the chain with its own noise (ancestral) or with less (ddim), or the probability-flow ODE (euler, heun).
-    Unless given it is ancestral, or heun for EDM, which has no chain."""
+    """Down the chain with its own noise (ancestral) or with less (ddim); or the probability-flow ODE (euler, heun, rk2,
+    dpmpp), or the same with noise put back in every step (churn). Unless given it is ancestral, or heun for EDM, which
+    has no chain."""
     steps: str | None = None
     """How many: 250, or for the two samplers of the chain also how many in each of its equal parts, 90,60,60,20,20, or
-    every k-th, ddim25. All of the chain's unless given, or EDM's own; else euler and heun must be told."""
+    every k-th, ddim25. All of the chain's unless given, or EDM's own; where a chain is solved as an ODE it must be."""
     eta: float | None = None
     """Of ddim: 0 for no noise, the default, to 1 for as much as the chain's own."""
     spacing: Spacing | None = None
     """Which steps ddim keeps where their number is given: uniform by default."""
+    solver: tyro.conf.OmitArgPrefixes[SolverOptions] = field(default_factory=SolverOptions)
     classes: str | None = None
-    """Of a class-conditional network, such as 3,7: taken in turn by seed; all of them unless given."""
+    """Of a class-conditional network or a classifier, such as 3,7: taken in turn by seed; all of them unless given."""
+    classifier: Path | None = None
+    """A classifier of noisy images that guides the samples to their classes: folder of its run, or the name of one that
+    ships, such as digits-classifier. The network itself may be told the classes, or know of none."""
+    scale: float | None = None
+    """How strongly the classifier guides: 1 unless given."""
+    at: At | None = None
+    """Where ancestral asks the classifier: at the mean of each step, as ADM derives and the default, or at x, the point
+    it starts from, as ADM's code does."""
+    classifier_free: float | None = None
+    """Guidance without a classifier, of a network trained with data.drop_labels: 0 is its answer without a class, 1
+    that with it, and 3 goes three times as far."""
     low_res: Path | None = None
     """For the second of two stages: the first one's samples, a file or a folder; make them with another --seed, or both
     stages start from the same noise."""
+    upsample: Path | None = None
+    """Both stages in one: the second, by its run or its name, such as mnist16-upsample. It is told the same classes and
+    guided by nothing, and its image i has the seed SEED + i + 1,000,000,000."""
+    upsample_steps: str | None = None
+    """The second stage's --steps."""
     out: Path = Path("samples")
     """Folder for the two files."""
     weights: str | None = None
@@ -59,27 +78,28 @@ class Options:
 def run(argv: list[str]) -> None:
     """Write a picture of the first hundred, and all of them as an .npz array."""
     options = tyro.cli(Options, args=argv, prog="minidiff sample")
-    if options.n < 1 or options.seed < 0 or options.batch < 1:
-        raise ValueError(f"-n {options.n} --seed {options.seed} --batch {options.batch}: n and batch ≥ 1, seed ≥ 0.")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    check(options)
     device = choose_device(options.device)
-    model, description = load(options.run, options.weights)
-    usual = "heun" if isinstance(model.process, EDM) else "ancestral"
-    kind = options.sampler or usual
-    process, sampler = choose_sampler(model, kind, options.steps, options.eta, options.spacing)
-    cond = conditions(model.net, description, options)
-    process, net = place(process, device), place(model.net, device)
+    model, description = load_diffusion(options.run, options.weights)
+    kind = options.sampler or usual_sampler(model)
+    if options.at and kind != "ancestral":
+        raise ValueError(f"--at {options.at}: only --sampler ancestral has that choice.")
+    scale, at = 1.0 if options.scale is None else options.scale, options.at or "mean"
+    guide = open_guide(options.classifier, model, description, scale, at, device) if options.classifier else None
+    cond = conditions(model.net, guide, description, options)
+    first, second = first_stage(model, description, kind, guide, options, device), None
+    if options.upsample:
+        classes = getattr(guide or model.net, "classes", 0)
+        second = open_second(options.upsample, options.upsample_steps, description, classes, device)
     options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that can't be made costs none
-    name = "-".join([*options.run.parts[-2:], *([options.weights] if options.weights else [])]).replace("/", "")
-    given = {"": kind, "steps": options.steps, "eta": options.eta, "spacing-": options.spacing}
-    if kind != usual or options.steps:  # samplers do not write over each other's files
-        name += "".join(f"-{key}{value}" for key, value in given.items() if value is not None)
-    name += f"-classes{options.classes}" if options.classes else ""
-    stem = options.out / f"{name}-seed{options.seed}-n{options.n}"
+    stem = options.out / f"{name(options, kind, usual_sampler(model))}-seed{options.seed}-n{options.n}"
     seeds = range(options.seed, options.seed + options.n)
-    with tqdm(total=options.n, unit=" samples", disable=None) as bar:
-        x = generate(process, net, description.shape, seeds, options.batch, device, bar.update, sampler, cond)
+    with tqdm(total=options.n * (2 if second else 1), unit=" samples", disable=None) as bar:
+        told = (options.batch, device, bar.update)
+        x = first.draw(seeds, cond, *told)
+        if second:
+            x = second.draw([SECOND + seed for seed in seeds], enlarging(x, description, second, cond), *told)
+            description = second.description
 
     from minidiff import plots  # here, because matplotlib is slow to import
 
@@ -93,12 +113,72 @@ def run(argv: list[str]) -> None:
     print(f"picture  {stem}.png\narray    {stem}.npz  (arr_0: {x.dtype} {tuple(x.shape)}, {levels})")
 
 
-def conditions(net: nn.Module, description: Description, options: Options) -> dict[str, Tensor]:
-    """What the network is told of each image. Raises ValueError for flags that it has no use for, or that it lacks."""
+def check(options: Options) -> None:
+    """Raises ValueError for numbers that can't be, and for flags that have no meaning without another."""
+    if options.n < 1 or options.seed < 0 or options.batch < 1:
+        raise ValueError(f"-n {options.n} --seed {options.seed} --batch {options.batch}: n and batch ≥ 1, seed ≥ 0.")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    for flag, value in (("scale", options.scale), ("classifier-free", options.classifier_free)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"--{flag} {value}: give a number of at least 0.")
+    for flag, value, of, given in (
+        ("scale", options.scale, "classifier", options.classifier),
+        ("at", options.at, "classifier", options.classifier),
+        ("upsample-steps", options.upsample_steps, "upsample", options.upsample),
+    ):
+        if value is not None and given is None:
+            raise ValueError(f"--{flag} {value}: it has a meaning only with --{of}.")
+    if options.classifier and options.classifier_free is not None:
+        raise ValueError("--classifier and --classifier-free are two ways to guide: give one of them.")
+
+
+def first_stage(
+    model: Model, description: Description, kind: Sampler, guide: Guide | None, options: Options, device: torch.device
+) -> Stage:
+    """The model and its sampler, guided by what was asked for."""
+    if options.classifier_free is not None:
+        model = classifier_free(model, description, options.classifier_free)
+    flags = (kind, options.steps, options.eta, options.spacing)
+    process, sampler = choose_sampler(
+        place(model, device), *flags, guide.denoiser if guide else lambda denoise: denoise, options.solver
+    )
+    process = place(process, device)
+    if guide and kind in ("ancestral", "ddim"):
+        process = guide.chain(process)
+    return Stage(description, model.net, process, sampler)
+
+
+def name(options: Options, kind: Sampler, usual: Sampler) -> str:
+    """Of the two files, told by all that decides what is in them, so that no samples write over others."""
+
+    def of(path: Path) -> str:
+        return "-".join(path.parts[-2:]).replace("/", "")
+
+    parts = [of(options.run), *([options.weights] if options.weights else [])]
+    given = {"": kind, "steps": options.steps, "eta": options.eta, "spacing-": options.spacing}
+    given |= options.solver.given()
+    if kind != usual or options.steps or options.solver.given():
+        parts += [f"{key}{value}" for key, value in given.items() if value is not None]
+    if options.classifier:
+        parts += [of(options.classifier), f"scale{1.0 if options.scale is None else options.scale}"]
+        parts += [f"at-{options.at}"] if options.at else []
+    if options.classifier_free is not None:
+        parts += [f"free{options.classifier_free}"]
+    if options.upsample:
+        parts += [of(options.upsample), *([f"steps{options.upsample_steps}"] if options.upsample_steps else [])]
+    return "-".join(parts + ([f"classes{options.classes}"] if options.classes else []))
+
+
+def conditions(net: nn.Module, guide: Guide | None, description: Description, options: Options) -> dict[str, Tensor]:
+    """What the network and its guide are told of each image.
+
+    Raises ValueError for flags that they have no use for, or that they lack.
+    """
     named = options.classes.split(",") if options.classes else []
     if not all(name.isdecimal() for name in named):
         raise ValueError(f"--classes {options.classes}: give whole numbers and commas, as 3,7.")
-    cond = classes_of(net, range(options.seed, options.seed + options.n), [int(name) for name in named])
+    cond = classes_of(guide or net, range(options.seed, options.seed + options.n), [int(name) for name in named])
     if bool(options.low_res) != getattr(net, "low_res", False):
         wanted = "no smaller image" if options.low_res else "a smaller image of each: give their file or folder"
         raise ValueError(f"--low-res {options.low_res}: this network takes {wanted}.")

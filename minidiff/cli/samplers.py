@@ -2,22 +2,34 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from minidiff.diffusion import EDM, ContinuousDenoiser, GaussianDiffusion, respace, sections, subsequence
+from minidiff.cli.solvers import Denoise, Solver, SolverOptions, check_flags, choose_solver
+from minidiff.diffusion import EDM, GaussianDiffusion, respace, sections, subsequence
 from minidiff.diffusion.timesteps import Spacing
-from minidiff.sampling import ancestral, ddim, heun, ode
+from minidiff.sampling import ancestral, ddim
 from minidiff.training import Model
 
-Sampler = Literal["ancestral", "ddim", "euler", "heun"]
+Sampler = Literal["ancestral", "ddim"] | Solver
+
+
+def usual_sampler(model: Model) -> Sampler:
+    """Ancestral, or heun for EDM, which has no chain."""
+    return "heun" if isinstance(model.process, EDM) else "ancestral"
 
 
 def choose_sampler(
-    model: Model, name: Sampler, steps: str | None, eta: float | None, spacing: Spacing | None
+    model: Model,
+    name: Sampler,
+    steps: str | None,
+    eta: float | None,
+    spacing: Spacing | None,
+    guided: Callable[[Denoise], Denoise] = lambda denoise: denoise,
+    solver: SolverOptions | None = None,
 ) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """The process and the sampler that ``generate`` takes, for these flags.
+    """The process and the sampler that ``generate`` takes, for these flags; ``guided`` is done to a solver's denoiser.
 
     Raises ValueError for flags that do not fit together, or not the process.
     """
@@ -25,16 +37,12 @@ def choose_sampler(
     for flag, value in (("eta", eta), ("spacing", spacing)):
         if value is not None and name != "ddim":
             raise ValueError(f"--{flag} {value}: only --sampler ddim has that choice.")
+    solver = solver or SolverOptions()
+    check_flags(name, solver)
+    if name in get_args(Solver):
+        return process, choose_solver(model, name, steps, solver, guided)
     if isinstance(process, EDM):
-        if name not in ("euler", "heun"):
-            raise ValueError(f"--sampler {name}: EDM has no chain; take heun or euler.")
-        if steps is not None and not steps.isdecimal():
-            raise ValueError(f"--steps {steps}: {name} takes a number of steps.")
-        try:
-            process.path.steps(process.steps if steps is None else int(steps))
-        except ValueError as error:
-            raise ValueError(f"--steps {steps}: {error}") from error
-        return process, partial(heun, steps=None if steps is None else int(steps), solver=name)
+        raise ValueError(f"--sampler {name}: EDM has no chain; take one of {', '.join(get_args(Solver))}.")
     if name == "ancestral":
         if steps is not None:
             if not isinstance(process, GaussianDiffusion):
@@ -43,16 +51,9 @@ def choose_sampler(
         return process, ancestral
     if not isinstance(process, GaussianDiffusion):
         raise ValueError(f"--sampler {name}: a {type(process).__name__} has the ancestral sampler alone.")
-    if name == "ddim":
-        if not 0 <= (eta or 0.0) <= 1:
-            raise ValueError(f"--eta {eta}: give a number from 0 (no noise) to 1 (as much as DDPM).")
-        return process, partial(ddim, steps=kept_steps(process.T, steps, spacing), eta=eta or 0.0)
-    if steps is None or not steps.isdecimal() or int(steps) < 1:
-        raise ValueError(f"--steps {steps}: say in how many steps, 1 or more, {name} should solve the ODE.")
-    denoise = ContinuousDenoiser(process, model.net)
-    path = denoise.path()
-    wide = (1 + path.sigma_max**2) ** 0.5  # of the prior N(0, 1) of x_T when √ᾱ_T is divided out
-    return process, lambda _, net, start, noise, cond=None: ode(denoise, wide * start, path, int(steps), name, cond)
+    if not 0 <= (eta or 0.0) <= 1:
+        raise ValueError(f"--eta {eta}: give a number from 0 (no noise) to 1 (as much as DDPM).")
+    return process, partial(ddim, steps=kept_steps(process.T, steps, spacing), eta=eta or 0.0)
 
 
 def kept_steps(T: int, steps: str | None, spacing: Spacing | None) -> list[int]:

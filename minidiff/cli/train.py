@@ -1,16 +1,25 @@
-"""``minidiff train RECIPE``: from a recipe, or a run that was interrupted, to a trained model with samples."""
+"""``minidiff train RECIPE…``: from recipes, or runs that were interrupted, to trained models with samples.
 
-from dataclasses import asdict, dataclass, replace
+Under torchrun every process runs this, and the first one speaks.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
 from minidiff import training
 from minidiff.cli.common import Device, choose_device, classes_of, place
-from minidiff.data import Images, Points, load_data
+from minidiff.data import Images, Points, Shards, load_data
+from minidiff.diffusion import NoisyClassifier
 from minidiff.pretrained import load
 from minidiff.recipes import recipe
 from minidiff.sampling import generate
@@ -18,6 +27,8 @@ from minidiff.training import (
     Config,
     DataConfig,
     Description,
+    Execution,
+    Model,
     NetworkConfig,
     ProcessConfig,
     State,
@@ -27,7 +38,10 @@ from minidiff.training import (
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe. Every number of the recipe can be changed by its name."""
+    """Train a recipe. Every number of the recipe can be changed by its name.
+
+    On several GPUs: torchrun --nproc-per-node 8 --max-restarts 3 -m minidiff train RECIPE --resume.
+    """
 
     data: DataConfig
     process: tyro.conf.AvoidSubcommands[ProcessConfig]
@@ -38,23 +52,43 @@ class Options:
     resume: bool = False
     """Go on from the newest checkpoint in the folder; begin where there is none."""
     init_from: Path | None = None
-    """Take the averaged weights of another run, or of a model that ships, and nothing else of it."""
+    """Begin with the averaged weights of another run, or of a model that ships, and nothing else of it."""
     device: Device = "auto"
     """cpu, cuda or mps; auto takes a CUDA GPU where there is one."""
     samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many are drawn at the end, for samples.png."""
+    execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
 
 def run(argv: list[str]) -> None:
-    """Train; write checkpoints, metrics.jsonl, loss.png and samples.png, and say where they are."""
-    if not argv or argv[0].startswith("-"):
-        argv = ["--help"] if argv in ([], ["-h"], ["--help"]) else argv
-        name = "digits"
-        if argv != ["--help"]:
+    """Train one recipe, or several in turn; write checkpoints, metrics.jsonl, loss.png and samples.png, and say where
+    they are."""
+    names = list(takewhile(lambda each: not each.startswith("-"), argv))
+    argv = argv[len(names) :]
+    if not names:
+        if argv not in ([], ["-h"], ["--help"]):
             raise ValueError("name a recipe first: minidiff train digits --out runs/digits.")
-        print("minidiff train RECIPE [options]; `minidiff recipes` lists them. The options of digits:")
-    else:
-        name, *argv = argv
+        print("minidiff train RECIPE… [options]; `minidiff recipes` lists them. The options of digits:")
+        names, argv = ["digits"], ["--help"]
+    chosen = [settings(name, argv) for name in names]
+    if len(names) > 1 and (out := chosen[0][0].out) != Path("runs") / names[0]:
+        raise ValueError(f"--out {out}: several recipes go into runs/NAME each; name one recipe to choose its folder.")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is named twice: name each recipe once.")
+    device = choose_device(chosen[0][0].device)
+    with training.process_group(device):
+        jobs = [(options, *prepare(config, options, device)) for options, config in chosen]  # refusals come first
+        for options, state, description, images in jobs:
+            train_with_bar(state, images, description, options.out)
+            if state.images < description.config.training.images:
+                say(f"stopped by SIGTERM after {state.images:,} images; the same command with --resume goes on.")
+                return
+            if is_first():
+                report(state, description, images, options.out, options.samples)
+
+
+def settings(name: str, argv: list[str]) -> tuple[Options, Config]:
+    """What was typed, on top of the recipe; or on top of the run's own settings, where one goes on."""
     base = recipe(name)
     default = Options(base.data, base.process, base.network, base.training, Path("runs") / name)
     options = tyro.cli(Options, default=default, args=argv, prog=f"minidiff train {name}")
@@ -65,33 +99,29 @@ def run(argv: list[str]) -> None:
             raise ValueError(f"{options.out} is a run of {own.recipe}, not of {name}: give another --out.")
         default = Options(own.data, own.process, own.network, own.training, options.out)
         options = tyro.cli(Options, default=default, args=argv, prog=f"minidiff train {name}")
-    config = Config(name, options.data, options.process, options.network, options.training)
-    state, description, images = prepare(config, options)
-
-    print(f"{name}: {sum(p.numel() for p in state.model.parameters()):,} parameters, into {options.out}")
-    train_with_bar(state, images, description, options.out)
-    report(state, description, images, options.out, options.samples)
+    return options, Config(name, options.data, options.process, options.network, options.training)
 
 
-def prepare(config: Config, options: Options) -> tuple[State, Description, Images | Points]:
+def prepare(config: Config, options: Options, device: torch.device) -> tuple[State, Description, Images | Points]:
     """Everything that can be refused, before anything is written."""
     training.check(config)
     if options.samples < 1:
         raise ValueError(f"--samples {options.samples}: at least 1.")
-    if options.resume and options.init_from:
-        raise ValueError("--resume goes on with a run, --init-from begins another with its weights: give one of them.")
-    device = choose_device(options.device)
+    training.portions(config.training.batch, options.execution.micro)
     latest = training.newest(options.out)
     if latest and not options.resume:
         raise ValueError(f"{options.out} holds a run already: add --resume to go on with it, or give another --out.")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file: give --out a folder.")
+    if training.in_use(options.out):
+        raise ValueError(f"{options.out} is in use: another process trains there. Wait for it, or give another --out.")
     data = config.data
     images = load_data(**asdict(data))
     if data.labels and (most := int(images.labels.max())) >= config.network.classes:
         given = config.network.classes
         raise ValueError(f"network.classes={given}, but the data have a label {most}: give {most + 1}.")
-    if Path(config.data.source).is_file():  # so that later commands find it from anywhere
+    prepared = isinstance(images, Images) and isinstance(images.pixels, Shards)
+    if prepared or Path(config.data.source).is_file():  # so that later commands find it from anywhere
         source = str(Path(config.data.source).resolve())
         config = replace(config, data=replace(config.data, source=source))
     description = Description(config, images.shape, images.levels)
@@ -101,7 +131,7 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
     with torch.random.fork_rng():
         torch.manual_seed(config.training.seed)
         model = description.build()
-    if options.init_from:
+    if options.init_from and not latest:
         other, donor = load(options.init_from)
         for key in ("predict", "variance", "column", "rescale_times"):
             ours, theirs = (getattr(process, key, None) for process in (config.process, donor.config.process))
@@ -111,7 +141,7 @@ def prepare(config: Config, options: Options) -> tuple[State, Description, Image
             model.load_state_dict(other.state_dict())
         except RuntimeError as error:
             raise ValueError(f"--init-from {options.init_from}: {str(error).splitlines()[-1].strip()}") from error
-    state = training.begin(place(model, device), training.time_sampler(config), config.training)
+    state = training.begin(place(model, device), training.time_sampler(config), config.training, options.execution)
     if latest:
         training.resume(state, options.out)
     return state, description, images
@@ -133,51 +163,80 @@ def compare(old: Description, new: Description, out: Path) -> None:
 
 
 def train_with_bar(state: State, images: Images | Points, description: Description, out: Path) -> None:
-    """The loop, with a progress bar on a terminal and a line a tick elsewhere."""
+    """The loop, with a progress bar on a terminal and a line a tick elsewhere; SIGTERM ends it after a step."""
     config = description.config.training
+    name, parameters = description.config.recipe, sum(p.numel() for p in state.model.parameters())
+    say(f"{name}: {parameters:,} parameters, into {out}")
+    dtype, why = state.execution.dtype(next(state.model.parameters()).device)
+    say(f"in {str(dtype).removeprefix('torch.')}: {why}")
     if state.images:
-        print(f"{'going on after' if state.images < config.images else 'already trained on'} {state.images:,} images")
-    out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=config.images, initial=state.images, unit=" images", unit_scale=True, disable=None) as bar:
+        say(f"{'going on after' if state.images < config.images else 'already trained on'} {state.images:,} images")
+    quiet = None if is_first() else True  # None: a bar on a terminal alone
+    with (
+        tqdm(total=config.images, initial=state.images, unit=" images", unit_scale=True, disable=quiet) as bar,
+        terminated() as stop,
+    ):
 
         def on_tick(state: State) -> None:
             line = state.metrics[-1]
             bar.set_postfix(loss=f"{line['loss']:.4f}")
             if bar.disable:
                 speed = f"{line['images_per_second']:.0f}/s"
-                print(f"{line['images']:>12,} images   loss {line['loss']:.4f}   {speed}", flush=True)
+                say(f"{line['images']:>12,} images   loss {line['loss']:.4f}   {speed}")
 
         try:
-            training.train(
-                state, images, config, out, description, on_step=lambda _: bar.update(config.batch), on_tick=on_tick
-            )
+            step = lambda _: bar.update(config.batch)
+            training.train(state, images, config, out, description, on_step=step, on_tick=on_tick, stop=stop)
         except KeyboardInterrupt:
             latest = training.newest(out)
             where = f"goes on after {int(latest.name):,}" if latest else "begins again: there is no checkpoint yet"
-            print(f"\nstopped after {state.images:,} images; the same command with --resume {where}.")
+            say(f"\nstopped after {state.images:,} images; the same command with --resume {where}.")
             raise
 
 
+@contextmanager
+def terminated() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM does not end the process, which may ask whether it has come."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def is_first() -> bool:
+    """Whether this is the one process, or torchrun's first."""
+    return training.rank() == 0
+
+
+def say(line: str) -> None:
+    """Print once, however many processes there are."""
+    if is_first():
+        print(line, flush=True)
+
+
 def report(state: State, description: Description, images: Images | Points, out: Path, n: int) -> None:
-    """Draw the loss curve and samples of the averaged model, and name every file."""
+    """Draw the loss curve and samples of the averaged model, where it draws any, and name every file."""
     from minidiff import plots  # here, because matplotlib is slow to import and training should not wait for it
 
     plots.style()
     seen, loss = ([line[key] for line in state.metrics] for key in ("images", "loss"))
     plots.loss_curve(seen, loss, f"{description.config.recipe}: training loss").savefig(out / "loss.png", dpi=120)
-    model, device = state.ema, next(state.ema.parameters()).device
+    files = {"checkpoint": training.newest(out), "metrics": out / "metrics.jsonl", "loss curve": out / "loss.png"}
+    if not isinstance(state.model.process, NoisyClassifier):
+        files["samples"] = out / "samples.png"
+        plots.save_samples(samples(state.ema, description, images, n), files["samples"], description.levels)
+    print(f"trained on {state.images:,} images" + (f", last loss {loss[-1]:.4f}" if loss else ""))
+    for label, path in files.items():
+        print(f"  {label:<11}{path}")
+
+
+def samples(model: Model, description: Description, images: Images | Points, n: int) -> Tensor:
+    """What a model draws at the end of its training; it is told classes in turn, and smaller images of the data."""
     cond = classes_of(model.net, range(n))
     if description.config.data.low_res > 1:  # the second of two stages: the first is played by the data
         _, cond = images.batch(torch.arange(n) % len(images), torch.Generator().manual_seed(0))
     with tqdm(total=n, desc="samples", disable=None) as bar:
-        told = {"device": device, "on_batch": bar.update, "cond": cond}
-        samples = generate(model.process, model.net, description.shape, range(n), **told)
-    plots.save_samples(samples, out / "samples.png", description.levels)
-    print(f"trained on {state.images:,} images" + (f", last loss {loss[-1]:.4f}" if loss else ""))
-    for label, path in {
-        "checkpoint": training.newest(out),
-        "metrics": out / "metrics.jsonl",
-        "loss curve": out / "loss.png",
-        "samples": out / "samples.png",
-    }.items():
-        print(f"  {label:<11}{path}")
+        told = {"device": next(model.parameters()).device, "on_batch": bar.update, "cond": cond}
+        return generate(model.process, model.net, description.shape, range(n), **told)

@@ -4,12 +4,15 @@ from .augment import augmented, draw_augmentation
 from .dead_leaves import dead_leaves
 from .images import Images, decode, digits, encode, held_out, load_images
 from .load import load_data
+from .prepare import prepare_images
+from .shards import Shards
 from .toys import Mixture, Points, heartbeats, is_heartbeat, swiss_roll, swiss_roll_log_prob
 
 __all__ = [
     "Images",
     "Mixture",
     "Points",
+    "Shards",
     "augmented",
     "dead_leaves",
     "decode",
@@ -21,6 +24,7 @@ __all__ = [
     "is_heartbeat",
     "load_data",
     "load_images",
+    "prepare_images",
     "swiss_roll",
     "swiss_roll_log_prob",
 ]

@@ -1,5 +1,6 @@
 """Images as they are stored, and as a diffusion sees them."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .augment import augmented, draw_augmentation
+from .mnist import mnist_images
+from .shards import Shards, open_shards, read_card
 
 Split = Literal["train", "test"]
 Pixels = Float[Tensor, "n channel height width"]
@@ -19,7 +22,8 @@ Pixels = Float[Tensor, "n channel height width"]
 
 def encode(k: UInt8[Tensor, "..."], levels: int) -> Float[Tensor, "..."]:
     """Stored values 0 … levels − 1 to the interval [−1, 1], in float32: x = 2k / (levels − 1) − 1."""
-    return 2 * k.float() / (levels - 1) - 1
+    x = k.to(torch.float32, copy=True)
+    return x.mul_(2).div_(levels - 1).sub_(1)  # in place: a large batch waits for memory
 
 
 def decode(x: Float[Tensor, "..."], levels: int) -> UInt8[Tensor, "..."]:
@@ -28,17 +32,18 @@ def decode(x: Float[Tensor, "..."], levels: int) -> UInt8[Tensor, "..."]:
 
 
 class Images:
-    """Images in memory: pixels (n, channel, height, width) of ``levels`` values, labels (n,) where they are known.
+    """Images in memory, or in files: pixels (n, channel, height, width) of ``levels`` values, labels (n,) if known.
 
     A batch of them is mirrored with probability ½ where the set flips, and cropped where ``crop`` is below 1: a random
     square of between that share and all of each side, brought back to full size. It comes with conditions: the labels
-    where ``give_labels`` is set, the image averaged over squares of ``low_res`` pixels where that is above 1, and how
-    it was augmented where that has a probability ``augment``.
+    where ``give_labels`` is set, each replaced by −1, no class, with probability ``drop_labels``; the image averaged
+    over squares of ``low_res`` pixels where that is above 1; and how it was augmented where that has a probability
+    ``augment``.
     """
 
     def __init__(
         self,
-        pixels: UInt8[Tensor, "n channel height width"],
+        pixels: UInt8[Tensor, "n channel height width"] | Shards,
         levels: int = 256,
         labels: Int[Tensor, " n"] | None = None,
         flip: bool = False,
@@ -46,10 +51,11 @@ class Images:
         give_labels: bool = False,
         low_res: int = 1,
         augment: float = 0.0,
+        drop_labels: float = 0.0,
     ):
         self.pixels, self.levels, self.labels = pixels, levels, labels
         self.flip, self.crop, self.give_labels, self.low_res = flip, crop, give_labels, low_res
-        self.augment = augment
+        self.augment, self.drop_labels = augment, drop_labels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -62,7 +68,7 @@ class Images:
     @property
     def x(self) -> Pixels:
         """All images in [−1, 1]."""
-        return encode(self.pixels, self.levels)
+        return encode(self.pixels[:], self.levels)
 
     def batch(self, index: Int[Tensor, " b"], generator: torch.Generator) -> tuple[Pixels, dict[str, Tensor]]:
         """The images at these places in [−1, 1], and what a network is told of them."""
@@ -76,6 +82,9 @@ class Images:
         if self.augment:
             cond["augment"] = draw_augmentation(len(x), self.augment, generator)
             x = augmented(x, cond["augment"])
+        if self.drop_labels:
+            dropped = torch.rand(len(x), generator=generator, device=generator.device).cpu() < self.drop_labels
+            cond["labels"] = torch.where(dropped, -1, cond["labels"])
         return x, cond | ({"low_res": F.avg_pool2d(x, self.low_res)} if self.low_res > 1 else {})
 
 
@@ -103,6 +112,13 @@ def digits(split: Split = "train") -> Images:
     return Images(pixels[index], levels=17, labels=labels[index])
 
 
+def mnist(split: Split = "train", size: int = 28) -> Images:
+    """5,000 of MNIST's digits in 256 levels, 4,000 to train on, in one of the sizes of ``mnist_images``."""
+    pixels, labels = mnist_images(size)
+    index = held_out(len(pixels), split)
+    return Images(pixels[index], labels=labels[index])
+
+
 @cache
 def _digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits  # here, because importing scikit-learn takes a second
@@ -119,23 +135,32 @@ def load_images(
     labels: bool = False,
     low_res: int = 1,
     augment: float = 0.0,
+    drop_labels: float = 0.0,
 ) -> Images:
-    """Images by name (``digits``), or from an ``.npz`` file, given out as ``Images`` says.
+    """Images by name (``digits``, ``mnist``, ``mnist-8``), from an ``.npz`` file, or from a folder that ``minidiff
+    prepare`` made, given out as ``Images`` says.
 
     The file holds ``images``, uint8 (n, height, width, channel) or (n, height, width), in 256 levels, and may hold
     ``labels``, whole numbers (n,). Held out is ``test_images`` (and ``test_labels``) where the file has it, and
-    otherwise a fifth of the images. Raises ValueError for a source that is neither, for a file that holds something
-    else, for labels that it does not hold, and for sides that ``low_res`` does not divide.
+    otherwise a fifth of the images. A folder's images stay on the disk, and a batch is read from there. Raises
+    ValueError for a source that is none of these, for a file that holds something else, for labels that it does not
+    hold, and for sides that ``low_res`` does not divide.
     """
     if str(source) == "digits":
         images = digits(split)
+    elif named := re.fullmatch(r"mnist(?:-(\d+))?", str(source)):
+        images = mnist(split, int(named[1] or 28))
     else:
         path = Path(source)
-        if path.suffix != ".npz":
-            raise ValueError(f"data source {source!r} is not known: give digits, or the path of an .npz file.")
-        if not path.is_file():
+        is_folder = path.is_dir() and path.suffix != ".npz"
+        if path.suffix != ".npz" and not is_folder:
+            raise ValueError(
+                f"data source {source!r} is not known: give digits, mnist, the path of an .npz file, or a folder that "
+                "minidiff prepare made."
+            )
+        if not path.is_file() and not is_folder:
             raise ValueError(f"there is no data file {source}: make one with numpy.savez(path, images=uint8 array).")
-        images = _read_npz(path, split)
+        images = _read_folder(path, split) if is_folder else _read_npz(path, split)
     if not 0 < crop <= 1 or low_res < 1 or any(side % low_res for side in images.shape[1:]):
         raise ValueError(
             f"data.crop={crop}, data.low_res={low_res}, images of {images.shape[1:]}: crop is above 0 and at most 1, "
@@ -143,11 +168,25 @@ def load_images(
         )
     if not 0 <= augment <= 1:
         raise ValueError(f"data.augment={augment}: give a probability, such as 0.12, or 0 to leave images as they are.")
+    if not 0 <= drop_labels < 1 or (drop_labels and not labels):
+        raise ValueError(
+            f"data.drop_labels={drop_labels}, data.labels={labels}: give a probability below 1, such as 0.1, and set "
+            "data.labels; or 0, to leave no label out."
+        )
     if labels and images.labels is None:
         raise ValueError(f"data.labels: {source} holds none. Add an array labels, whole numbers (n,), to the file.")
     images.flip, images.crop, images.give_labels, images.low_res = flip, crop, labels, low_res
-    images.augment = augment
+    images.augment, images.drop_labels = augment, drop_labels
     return images
+
+
+def _read_folder(path: Path, split: Split) -> Images:
+    own_test = "test" in read_card(path)["parts"]
+    pixels, labels = open_shards(path, split if own_test else "train")
+    if not own_test:
+        kept = held_out(len(pixels), split)
+        pixels, labels = pixels.part(kept), None if labels is None else labels[kept]
+    return Images(pixels, labels=labels)
 
 
 def _read_npz(path: Path, split: Split) -> Images:

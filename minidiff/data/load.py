@@ -12,16 +12,17 @@ from .toys import Points, heartbeats, swiss_roll
 
 
 def load_data(source: str | Path, split: Split = "train", **options) -> Images | Points:
-    """A data set by its name, or from an ``.npz`` file of images (see ``load_images`` for it and for the options).
+    """A data set by its name, or images from an ``.npz`` file or a prepared folder (``load_images`` tells of both, and
+    of the options).
 
-    ``digits``; ``swiss-roll``, 50,000 points; ``heartbeat``, each of the five sequences 2,000 times;
-    ``dead-leaves-16``, 20,000 images of 16×16, or of another size. What is generated is the same every time; a tenth as
-    much is drawn anew to be held out. Raises ValueError for a source that is not known, for a file that holds
-    something else, and for options that what is generated does not have.
+    ``digits``; ``mnist``, 28×28, or ``mnist-8`` and other sizes; ``swiss-roll``, 50,000 points; ``heartbeat``, each of
+    the five sequences 2,000 times; ``dead-leaves-16``, 20,000 images of 16×16, or of another size. What is generated is
+    the same every time; a tenth as much is drawn anew to be held out. Raises ValueError for a source that is not known,
+    for a file that holds something else, and for options that what is generated does not have.
     """
     generated = str(source) in ("swiss-roll", "heartbeat") or str(source).startswith("dead-leaves-")
     if generated and (given := [name for name, value in options.items() if value is True or value not in (False, 1)]):
-        raise ValueError(f"data.{given[0]} is for images of digits or of a file; {source!r} has a law of its own.")
+        raise ValueError(f"data.{given[0]} is for images of digits, MNIST or a file; {source!r} has a law of its own.")
     generator, share = torch.Generator().manual_seed(2015 + (split == "test")), 10 if split == "test" else 1
     if leaves := re.fullmatch(r"dead-leaves-(\d+)", str(source)):
         if not 8 <= (size := int(leaves[1])) <= 256:

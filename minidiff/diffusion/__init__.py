@@ -3,6 +3,7 @@
 from .binomial import BinomialDiffusion
 from .continuous import ContinuousDenoiser
 from .gaussian import GaussianDenoiser, GaussianDiffusion
+from .ideal import IdealDenoiser
 from .importance import ImportanceTimes
 from .kernels import draw, kernel_log_prob
 from .learned_gaussian import LearnedGaussian
@@ -43,6 +44,7 @@ __all__ = [
     "GaussianDiffusion",
     "GeometricVEPath",
     "IDDPMPath",
+    "IdealDenoiser",
     "ImportanceTimes",
     "LearnedGaussian",
     "NoisyClassifier",

@@ -5,8 +5,8 @@ denoiser and the solvers are written once. σ is the noise level of x = y + σ n
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,10 @@ class Column:
     c_noise: OfSigma
     weight: OfSigma
     quantile: OfSigma
+
+    def trained_as(self, other: "Column") -> "Column":
+        """This column's network and path with another's λ and p_train: C, D and E of EDM's Table 2."""
+        return replace(self, weight=other.weight, quantile=other.quantile)
 
 
 def edm_column(
@@ -98,7 +102,8 @@ def ve_column(sigma_min: float = 0.02, sigma_max: float = 100.0) -> Column:
 def iddpm_column(M: float = 1000, j_0: float = 8, C_1: float = 0.001, C_2: float = 0.008) -> Column:
     """Improved DDPM's: the network predicts the noise, and is fed the step of the level u_j next to σ (EDM Table 1)."""
     path = IDDPMPath(int(M), int(j_0), C_1, C_2)
-    levels = lambda like: path.u[:-1].to(like.device)  # u_M = 0 is no level of the chain
+    place = cache(path.u[:-1].to)  # u_M = 0 is no level of the chain; a GPU gets the others once, not at every step
+    levels = lambda like: place(like.device)
     return Column(
         path,
         c_skip=torch.ones_like,

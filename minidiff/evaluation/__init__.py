@@ -1,5 +1,6 @@
 """How good a trained model is."""
 
+from .denoising import denoising_error, gaussian_error
 from .features import INCEPTION_SHA256, DigitsExtractor, Extractor, Features, InceptionExtractor
 from .image_sets import ImageSet, open_images
 from .likelihood import Bound, likelihood_bound, strata
@@ -28,10 +29,12 @@ __all__ = [
     "check",
     "check_metrics",
     "compare",
+    "denoising_error",
     "dequantise",
     "entropy_bounds",
     "evaluate",
     "frechet_distance",
+    "gaussian_error",
     "inception_score",
     "kernel_distance",
     "likelihood_bound",

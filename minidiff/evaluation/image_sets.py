@@ -12,7 +12,8 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor
 
-from minidiff.data import Images
+from minidiff.data import Images, Shards, load_data
+from minidiff.data.shards import CARD, read_card
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # of Pillow: what 8 bits hold without a loss
@@ -52,7 +53,8 @@ class ImageSet:
 
 
 def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
-    """Images in memory, a folder of PNG and JPEG files, or an ``.npz`` file of ``images`` or ``arr_0``.
+    """Images in memory, a folder of PNG and JPEG files, what is trained on of a folder that ``minidiff prepare`` made,
+    or an ``.npz`` file of ``images`` or ``arr_0``.
 
     A file that counts other than 256 levels says so in an entry ``levels``, as those of ``minidiff sample`` do. Raises
     ValueError, before any pixel is read from a folder, for what is empty, damaged, not 8-bit, or of several sizes.
@@ -63,7 +65,7 @@ def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
         return in_memory(source.pixels, source.levels, f"{len(source):,} images in memory")
     path = Path(source)
     if path.is_dir():
-        return _folder(path)
+        return _prepared(path) if (path / CARD).is_file() else _folder(path)
     if path.suffix != ".npz":
         raise ValueError(f"{source}: give a folder of PNG or JPEG files, or an .npz file with images or arr_0.")
     arrays = read_npz(path)
@@ -72,13 +74,13 @@ def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
     return in_array(arrays["images" if "images" in arrays else "arr_0"], arrays.get("levels"), str(path))
 
 
-def in_memory(pixels: UInt8[Tensor, "n channel height width"], levels: int, source: str) -> ImageSet:
+def in_memory(pixels: UInt8[Tensor, "n channel height width"] | Shards, levels: int, source: str) -> ImageSet:
     """A tensor as a set."""
 
     @cache
     def hashed() -> str:
         head = f"{levels} levels {tuple(pixels.shape)} ".encode()
-        return hashlib.sha256(head + pixels.contiguous().numpy().tobytes()).hexdigest()
+        return hashlib.sha256(head + pixels[:].contiguous().numpy().tobytes()).hexdigest()
 
     _, channel, height, width = pixels.shape
     return ImageSet(
@@ -111,6 +113,13 @@ def in_array(pixels: np.ndarray, levels: np.ndarray | None, source: str) -> Imag
         )
     pixels = torch.from_numpy(pixels if pixels.ndim == 4 else pixels[..., None])
     return in_memory(rearrange(pixels, "n h w c -> n c h w"), counted, source)
+
+
+def _prepared(folder: Path) -> ImageSet:
+    pixels = load_data(folder).pixels
+    sums = [file["sha256"] for file in read_card(folder)["parts"]["train"]["shards"].values()]
+    hashed = lambda: hashlib.sha256(f"{len(pixels)} of {sums}".encode()).hexdigest()
+    return ImageSet(str(folder), len(pixels), pixels.shape[1:], 256, lambda first, last: pixels[first:last], hashed)
 
 
 def _folder(folder: Path) -> ImageSet:

@@ -60,9 +60,9 @@ class SongUNet(nn.Module):
         encoder: what the way down sees of the input beside its features: nothing (``standard``), the input halved by a
             learned ``residual`` (NCSN++), or halved and added through a 1×1 convolution (``skip``).
 
-    ``net(x, t, labels=, augment=)`` with t (batch,) float, labels (batch,) whole numbers, augment (batch, augment).
-    Height and width must divide by ``net.divisor``. Raises ValueError for what no network can be, and for an image or a
-    condition that this one cannot take.
+    ``net(x, t, labels=, augment=)`` with t (batch,) float, labels (batch,) whole numbers, −1 for no class, a row of
+    zeros where others have their one, augment (batch, augment). Height and width must divide by ``net.divisor``. Raises
+    ValueError for what no network can be, and for an image or a condition that this one cannot take.
     """
 
     def __init__(
@@ -160,7 +160,8 @@ class SongUNet(nn.Module):
         else:
             y = time_embedding(t, self.waves).to(dtype)
         if labels is not None:
-            y = y + self.label(F.one_hot(labels.long(), self.classes).to(dtype) * self.classes**0.5)
+            one_hot = F.one_hot(labels.long() + 1, self.classes + 1)[:, 1:]  # all zeros for −1
+            y = y + self.label(one_hot.to(dtype) * self.classes**0.5)
         if augment is not None:
             check_given("augment", augment, bool(self.augment))
             y = y + self.augmentation(augment.to(dtype))

@@ -50,10 +50,10 @@ class UNet(nn.Module):
             groups, padding on all sides, PyTorch's own weights).
         checkpoint: recompute activations in the backward pass instead of keeping them.
 
-    ``net(x, t, labels=, low_res=)``: t (batch,) float, labels (batch,) whole numbers, low_res (batch, channel, ·, ·).
-    Height and width must divide by ``net.divisor``. Raises ValueError for what no network can be, and for an image or a
-    condition that this one cannot take. With 3 channels, 128, (1, 2, 2, 2), attention (1,) it is DDPM's CIFAR-10
-    network: 35,746,307 parameters.
+    ``net(x, t, labels=, low_res=)``: t (batch,) float, labels (batch,) whole numbers, −1 for no class, whose embedding
+    is 0, low_res (batch, channel, ·, ·). Height and width must divide by ``net.divisor``. Raises ValueError for what no
+    network can be, and for an image or a condition that this one cannot take. With 3 channels, 128, (1, 2, 2, 2),
+    attention (1,) it is DDPM's CIFAR-10 network: 35,746,307 parameters.
     """
 
     def __init__(
@@ -119,7 +119,8 @@ class UNet(nn.Module):
         check_given("low_res", low_res, self.low_res)
         time = self.time(time_embedding(t, self.channels, convention=self.convention).to(x.dtype))
         if labels is not None:
-            time = time + self.label(labels)
+            known = labels != -1  # another label that is out of range stays an error
+            time = time + self.label(torch.where(known, labels, 0)) * known[:, None]
         if low_res is not None:
             small = F.interpolate(low_res.to(x.dtype), size=x.shape[2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, small], dim=1)

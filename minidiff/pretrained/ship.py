@@ -4,8 +4,8 @@
         --training.tick 12800 --training.checkpoint 128000
     python -m minidiff.pretrained.ship runs/long digits
 
-made the ``digits`` of this package; ``swissroll-sd``, ``heartbeat-sd`` and ``dead-leaves-sd`` are their recipes as
-they stand.
+made the ``digits`` of this package; ``swissroll-sd``, ``heartbeat-sd``, ``dead-leaves-sd``, ``digits-classes``,
+``digits-classifier``, ``digits-edm``, ``mnist8`` and ``mnist16-upsample`` are their recipes as they stand.
 """
 
 import json

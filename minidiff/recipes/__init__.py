@@ -7,7 +7,7 @@ from types import ModuleType
 
 from minidiff.training import Config, Description
 
-from . import adm, ddpm, edm, improved_ddpm, sohl_dickstein
+from . import adm, ddpm, digits, edm, improved_ddpm, sohl_dickstein
 from .papers import PAPERS, PaperScores
 from .sets import SETS
 
@@ -19,7 +19,9 @@ def _of(module: ModuleType) -> dict[str, Callable[[], Config]]:
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
-    name: make for module in (ddpm, sohl_dickstein, improved_ddpm, adm, edm) for name, make in _of(module).items()
+    name: make
+    for module in (digits, ddpm, sohl_dickstein, improved_ddpm, adm, edm)
+    for name, make in _of(module).items()
 }
 
 

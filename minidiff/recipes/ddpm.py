@@ -1,27 +1,6 @@
-"""DDPM's own settings (DDPM Appendix B), DDIM's one network more, and the same model at the size of a laptop."""
+"""DDPM's own settings (DDPM Appendix B), and DDIM's one network more."""
 
 from minidiff.training import Config, DataConfig, TrainingConfig, UNetConfig
-
-
-def digits() -> Config:
-    """scikit-learn's 8×8 digits on two CPU cores in under three minutes.
-
-    DDPM's process as it is, T = 1000, β from 1e-4 to 0.02. A network of two levels, a learning rate five times the
-    paper's because it is small, a short ramp and a short average because training is.
-    """
-    return Config(
-        recipe="digits",
-        data=DataConfig(source="digits"),
-        network=UNetConfig(channels=32, mult=(1, 1), blocks=1, attention=(1,), dropout=0.0),
-        training=TrainingConfig(
-            images=160_000,
-            lr=1e-3,
-            ramp=12_800,
-            ema=(20_000,),
-            tick=6_400,
-            checkpoint=32_000,
-        ),
-    )
 
 
 def ddpm_cifar10() -> Config:

@@ -4,6 +4,8 @@ PIXELS = 256  # levels of a photograph
 
 SETS: dict[str, tuple[tuple[int, ...], int | None]] = {  # source: shape of an example, and levels (None: continuous)
     "digits": ((1, 8, 8), 17),
+    "mnist-8": ((1, 8, 8), PIXELS),
+    "mnist-16": ((1, 16, 16), PIXELS),
     "swiss-roll": ((2,), None),
     "heartbeat": ((20,), 2),
     "dead-leaves-16": ((1, 16, 16), None),

@@ -1,5 +1,6 @@
 """DDIM: a few steps down the chain that was trained, with as much fresh noise as one likes, or with none."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -94,6 +95,16 @@ def slerp(a: Data, b: Data, weight: float) -> Float[Tensor, "batch *dims"]:
     angle = angle.reshape(-1, *[1] * (a.ndim - 1))
     along = (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
     return torch.where(angle > 0, along, a + weight * (b - a))
+
+
+def cosine_sine(a: Data, b: Data, theta: float) -> Float[Tensor, "batch *dims"]:
+    """cos θ a + sin θ b, from a (θ = 0) to b (θ = π/2): of two normal latents every point is one again (ADM App. F).
+
+    Raises ValueError for an angle outside of [0, π/2].
+    """
+    if not 0 <= theta < 1.571:  # π/2, in single precision too
+        raise ValueError(f"theta={theta}: give an angle from 0 to π/2, in radians.")
+    return math.cos(theta) * a + math.sin(theta) * b
 
 
 def _kept(process, steps: Sequence[int] | None) -> list[int]:

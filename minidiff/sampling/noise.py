@@ -34,6 +34,16 @@ def solver_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def tempered(noise: Noise, tau: float) -> Noise:
+    """The noise of every step times the temperature τ, but the start's as it is (ADM App. G).
+
+    Raises ValueError for a τ below 0.
+    """
+    if not tau >= 0:
+        raise ValueError(f"tau={tau}: give a temperature of at least 0, such as 0.98.")
+    return lambda step: noise(step) if step == 0 else tau * noise(step)
+
+
 def batch_noise(generator: torch.Generator, n: int, shape: Sequence[int]) -> Noise:
     """``noise(step)`` drawn in order from one generator: quicker, for the many images of an experiment."""
 

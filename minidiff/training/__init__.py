@@ -21,9 +21,12 @@ from .config import (
     check,
     differences,
 )
+from .distributed import portions, process_group, rank
 from .ema import EMA
+from .execution import Execution
+from .folder import in_use, read_metrics
 from .gradient_noise import GradientNoise, gradient_noise
-from .loop import State, begin, read_metrics, resume, train
+from .loop import State, begin, resume, train
 
 __all__ = [
     "EMA",
@@ -33,6 +36,7 @@ __all__ = [
     "DataConfig",
     "Description",
     "EDMConfig",
+    "Execution",
     "GaussianConfig",
     "GradientNoise",
     "LearnedGaussianConfig",
@@ -51,8 +55,12 @@ __all__ = [
     "check",
     "differences",
     "gradient_noise",
+    "in_use",
     "load_model",
     "newest",
+    "portions",
+    "process_group",
+    "rank",
     "read_description",
     "read_metrics",
     "resume",

@@ -98,13 +98,15 @@ def build_process(config: ProcessConfig, levels: int | None) -> Process:
 
 
 def build_column(config: EDMConfig) -> Column:
-    """The column of EDM's Table 1, with the numbers that the configuration changes."""
-    if config.column not in COLUMNS:
-        raise ValueError(f"process.column={config.column!r} is not one of {', '.join(COLUMNS)}.")
+    """The column of EDM's Table 1, with the numbers that the configuration changes and the training it asks for."""
+    for key in ("column", "training_column"):
+        if (name := getattr(config, key)) not in COLUMNS and (name or key == "column"):
+            raise ValueError(f"process.{key}={name!r} is not one of {', '.join(COLUMNS)}.")
     try:
-        return COLUMNS[config.column](**config.column_options)
+        column = COLUMNS[config.column](**config.column_options)
     except TypeError as error:
         raise ValueError(f"process.column_options={config.column_options}: {error}.") from error
+    return column.trained_as(COLUMNS[config.training_column]()) if config.training_column else column
 
 
 def build_network(config: NetworkConfig, shape: tuple[int, ...], answers: int, T: int) -> nn.Module:

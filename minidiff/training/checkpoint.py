@@ -6,6 +6,7 @@ A folder holds ``model.safetensors``, ``ema-<half-life>.safetensors``, ``config.
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,16 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
     """Write a checkpoint: under a temporary name, flushed to the disk, then renamed.
 
     ``weights`` maps ``model``, ``ema-887000`` … to state dicts. A crash at any moment leaves the older ones as they
-    were. An OSError, such as a full disk, is passed on after the half-written folder is removed.
+    were. Raises OSError with the path, such as for a full disk, after the half-written folder is removed.
     """
     folder = run / "checkpoints" / str(images)
     temporary = folder.with_name(f".writing-{images}")
     old = folder.with_name(f".replaced-{images}")
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # a run was killed between the two renames below
-    for left in (temporary, old):  # by a run that was killed here
+    _restore(run)
+    for left in folder.parent.glob(".*"):  # by runs that were killed here
         shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         for name, state in weights.items():
             save_file({key: value.contiguous() for key, value in state.items()}, temporary / f"{name}.safetensors")
         torch.save(train_state, temporary / "train_state.pt")
@@ -66,7 +66,7 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError | RuntimeError):  # what safetensors and torch make of a full disk
+        if isinstance(error, OSError | SafetensorError | RuntimeError):  # as a full disk is called here and there
             raise OSError(f"{folder} can't be written: {error}") from error
         raise
     return folder
@@ -74,8 +74,32 @@ def save(run: Path, images: int, description: Description, weights: dict[str, di
 
 def newest(run: Path) -> Path | None:
     """The checkpoint of a run that has seen most images, or None."""
-    folders = [f for f in (run / "checkpoints").glob("*") if f.name.isdecimal() and f.is_dir()]
-    return max(folders, key=lambda f: int(f.name), default=None)
+    _restore(run)
+    return max(_folders(run), key=lambda folder: int(folder.name), default=None)
+
+
+def prune(run: Path, keep: int, milestone: int) -> None:
+    """Remove all checkpoints but the last ``keep`` (0: none) and the first after each multiple of ``milestone`` (0: no
+    such) images."""
+    counts = sorted(int(folder.name) for folder in _folders(run))
+    for before, images in zip([0, *counts], counts[: -keep or None] if keep else [], strict=False):
+        if not milestone or images // milestone == before // milestone:
+            folder = run / "checkpoints" / str(images)
+            gone = folder.rename(folder.with_name(f".removed-{images}"))  # never half a folder under a whole one's name
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _folders(run: Path) -> list[Path]:
+    return [folder for folder in (run / "checkpoints").glob("*") if folder.name.isdecimal() and folder.is_dir()]
+
+
+def _restore(run: Path) -> None:
+    """Put back what was being replaced when a run was killed between the two renames of ``save``."""
+    for old in (run / "checkpoints").glob(".replaced-*"):
+        folder = old.with_name(old.name.removeprefix(".replaced-"))
+        if not folder.exists():
+            with suppress(OSError):  # another process was quicker, or may not write here
+                old.rename(folder)
 
 
 def read_description(folder: Path) -> Description:

@@ -25,6 +25,7 @@ class DataConfig:
     labels: bool = False  # give the class of each image as a condition
     low_res: int = 1  # above 1: give the image reduced by this factor as a condition
     augment: float = 0.0  # above 0: warp images with this probability, and say how as a condition
+    drop_labels: float = 0.0  # above 0: tell the network −1, no class, with this probability
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class EDMConfig:
     column_options: dict[str, float] = field(default_factory=dict)  # such as sigma_data, the data's root mean square
     learned_variance: bool = False  # the network has the outputs of one that learned Σ too; they are not used
     steps: int = 18  # of Heun's rule, in sampling
+    training_column: str = ""  # take λ and p_train of this other column, as it stands in Table 1
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,11 @@ def check(config: Config) -> None:
             f"data.labels={data.labels} and network.classes={getattr(network, 'classes', 0)}: a network takes the "
             "labels of as many classes as there are in the data, or neither is set."
         )
+    if data.drop_labels and (not data.labels or isinstance(network, ClassifierConfig)):
+        raise ValueError(
+            f"data.drop_labels={data.drop_labels}: {type(network).__name__.removesuffix('Config')} is not told a label "
+            "that could be left out. It is for networks conditioned on classes; set it to 0."
+        )
     if (data.low_res > 1) != getattr(network, "low_res", False):
         raise ValueError(
             f"data.low_res={data.low_res} and network.low_res={getattr(network, 'low_res', False)}: a network that "
@@ -263,19 +270,19 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"configuration: {where}.kind should be one of {', '.join(kinds)}, in {value!r}.")
         return from_dict({k: v for k, v in value.items() if k != "kind"}, kinds[value["kind"]], where + ".")
     fits = {
-        tuple: lambda: isinstance(value, list | tuple) and all(isinstance(v, number(args[0])) for v in value),
-        dict: lambda: isinstance(value, dict),
+        tuple: lambda: isinstance(value, list | tuple) and all(_is(v, args[0]) for v in value),
+        dict: lambda: isinstance(value, dict) and all(_is(v, args[1]) for v in value.values()),
         typing.Literal: lambda: value in args,
         types.UnionType: lambda: isinstance(value, hint),
-    }.get(origin, lambda: isinstance(value, number(hint)))
+    }.get(origin, lambda: _is(value, hint))
     if not fits():
         raise ValueError(f"configuration: {where}={value!r} is not of the kind {hint}.")
     return tuple(value) if origin is tuple else value
 
 
-def number(hint: type) -> Any:
-    """What a value of this type may be in JSON, which writes 1.0 as 1."""
-    return (int, float) if hint is float else hint
+def _is(value: Any, hint: type) -> bool:
+    """Whether a JSON value is of this type: 1.0 may be written as 1, and true is no number."""
+    return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
 
 
 def differences(a: Config, b: Config) -> list[str]:

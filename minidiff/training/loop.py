@@ -1,10 +1,9 @@
 """The training loop. Its one clock is the number of images seen; everything else is a function of it."""
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +13,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
-from . import checkpoint
+from . import checkpoint, distributed, folder
 from .build import Model
 from .config import TrainingConfig, check_training
 from .ema import EMA
+from .execution import Execution, moved
+
+CPU = torch.device("cpu")
 
 NOT_FINITE = (
     "the loss or its gradient is not finite after {images:,} images: no update was made with it. Look at the data, or "
@@ -58,6 +61,8 @@ class State:
     times: TimeSampler
     images: int = 0
     metrics: list[dict[str, float]] = field(default_factory=list)
+    execution: Execution = field(default_factory=Execution)  # may differ from one start to the next
+    scaler: GradScaler = field(default_factory=lambda: GradScaler(enabled=False))  # of the loss, under fp16
 
     @property
     def ema(self) -> Model:
@@ -65,10 +70,17 @@ class State:
         return max(self.emas, key=lambda ema: ema.half_life).model
 
 
-def begin(model: Model, times: TimeSampler, config: TrainingConfig) -> State:
-    """A state that has seen nothing yet."""
+def begin(model: Model, times: TimeSampler, config: TrainingConfig, execution: Execution | None = None) -> State:
+    """A state that has seen nothing yet, on the model's device; on a GPU the model is laid out channels last."""
+    execution, device = execution or Execution(), next(model.parameters()).device
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return State(model, optimizer, [EMA(model, half_life) for half_life in config.ema], times)
+    state = State(model, optimizer, [EMA(model, half_life) for half_life in config.ema], times, execution=execution)
+    state.scaler = GradScaler(device.type, enabled=execution.dtype(device)[0] == torch.float16)
+    if execution.compile:
+        model.net.compile()
+    return state
 
 
 def train(
@@ -79,41 +91,56 @@ def train(
     description: checkpoint.Description | None = None,
     on_step: Callable[[State], None] | None = None,
     on_tick: Callable[[State], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> State:
     """Train until ``config.images`` images are seen, and return the state (DDPM Alg. 1, for any process).
 
     With ``run`` and ``description`` ``run/metrics.jsonl`` is cut back to the state, then grows a line at every tick,
-    and checkpoints are written. ``on_step`` and ``on_tick`` are called after each. Torch's global random state is left
-    as it was found. Raises FloatingPointError before an update whose loss or gradient is not finite, and ValueError for
-    a setting that no training can have and for a folder whose run is further than the state.
+    and checkpoints are written. ``on_step`` and ``on_tick`` are called after each. A step after which ``stop()`` is
+    true is the last for now, and is written down. Inside ``process_group`` each process takes its share of a batch, the
+    first one writes, and one that stops stops all. Torch's global random state is left as it was found.
+
+    Raises FloatingPointError before an update whose loss or gradient is not finite; under fp16 an update whose gradient
+    overflows is left out, and only a loss is refused. Raises ValueError for a setting that no training can have, and
+    for a folder in which another run trains or whose run is further than the state.
     """
     check_training(config)
-    device = next(state.model.parameters()).device
+    distributed.portions(config.batch, state.execution.micro)
     if run is not None and description is None:
         raise ValueError("run is given without description: a checkpoint has to say what it is of.")
-    if run is not None:
-        run, latest = Path(run), checkpoint.newest(Path(run))
-        if latest is not None and int(latest.name) > state.images:
-            raise ValueError(f"{run} holds a run of {latest.name} images: resume it, or give another folder.")
-        run.mkdir(parents=True, exist_ok=True)
-        _rewrite(run / "metrics.jsonl", state.metrics)  # without what a killed run wrote after its last checkpoint
-    total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
-    next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
-    state.model.train()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        while state.images < config.images:
+    if not distributed.same(state.images):
+        raise ValueError("the processes begin at different checkpoints: give a folder that all of them see.")
+    with ExitStack() as inside:
+        if run is not None:
+            run = Path(run)
+            run.mkdir(parents=True, exist_ok=True)
+            inside.enter_context(folder.locked(run))
+            latest = checkpoint.newest(run)
+            if latest is not None and int(latest.name) > state.images:
+                raise ValueError(f"{run} holds a run of {latest.name} images: resume it, or give another folder.")
+        writes = run is not None and distributed.rank() == 0
+        if writes:
+            folder.rewrite_metrics(run, state.metrics)  # without what a killed run wrote after its last checkpoint
+        inside.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
+        inside.enter_context(state.execution.kernels())
+        inside.callback(state.model.eval)
+        model = distributed.joined(state.model.train())
+        total, steps, began = 0.0, 0, time.perf_counter()
+        next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
+        done = state.images >= config.images
+        while not done:
             before = state.images
             try:
-                loss = train_step(state, data, config, device)
+                total, steps = total + train_step(state, data, config, model), steps + 1
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}{_last_good(run)}") from None
-            total, steps = total + loss, steps + 1
             if on_step is not None:
                 on_step(state)
-            done = state.images >= config.images
+            stopped = stop is not None and distributed.any_of(stop())
+            done = stopped or state.images >= config.images
             if state.images // config.tick > before // config.tick or done:
-                seconds, mean = time.perf_counter() - began, total.item() / steps
-                if not math.isfinite(mean):
+                seconds, mean = time.perf_counter() - began, distributed.mean(total).item() / steps
+                if not math.isfinite(mean) or state.scaler.get_scale() < 1:  # fp16 gave up: no scale is small enough
                     raise FloatingPointError(NOT_FINITE.format(images=state.images) + _last_good(run))
                 line = {
                     "images": state.images,
@@ -122,44 +149,67 @@ def train(
                     "images_per_second": round(steps * config.batch / seconds, 1),
                 }
                 state.metrics.append(line)
-                if run is not None:
-                    _append(run / "metrics.jsonl", line)
-                    if state.images >= next_checkpoint or done:
+                if writes:
+                    folder.append_metrics(run, line)
+                if state.images >= next_checkpoint or done:
+                    if writes:
                         save(state, run, description)
-                        next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
+                        checkpoint.prune(run, state.execution.keep, state.execution.milestone)
+                    next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
                 if on_tick is not None:
                     on_tick(state)
-                total, steps, began = torch.zeros((), device=device), 0, time.perf_counter()
-    state.model.eval()
+                total, steps, began = 0.0, 0, time.perf_counter()
     return state
 
 
-def train_step(state: State, data: Data, config: TrainingConfig, device: torch.device) -> Tensor:
-    """One update: draw data, times and noise; descend; average. Returns the loss, without waiting for it on a GPU."""
-    generator = seeded(config.seed, 0, state.images, device)
-    x0, cond = data.batch(data_order(state.images, config.batch, len(data), config.seed), generator)
-    x0, cond = x0.to(device), {key: value.to(device) for key, value in cond.items()}
-    t, weight = state.times.draw(len(x0), generator)
+def train_step(state: State, data: Data, config: TrainingConfig, model: nn.Module) -> Tensor:
+    """One update: draw data, times and noise; descend; average. Returns the loss, without waiting for it on a GPU.
+
+    ``model`` is the state's, joined with those of other processes; the loss is of this process's share.
+    """
+    device, rank = next(state.model.parameters()).device, distributed.rank()
+    share, micro = distributed.portions(config.batch, state.execution.micro)
+    generator = seeded(config.seed, rank, state.images, device)
+    # Data are made on the CPU: with a GPU's random numbers each of their draws would wait for it.
+    of_data = generator if device == CPU else seeded(config.seed, rank, state.images, CPU, globally=False)
+    x0, cond = data.batch(data_order(state.images + rank * share, share, len(data), config.seed), of_data)
+    x0, cond = moved(x0, device), {key: moved(value, device) for key, value in cond.items()}
+    t, weight = state.times.draw(share, generator)
     noise = state.model.process.draw_noise(x0, generator)
 
-    losses = state.model(x0, t, noise, **cond)["loss"]
-    loss = (weight * losses).mean()
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    parts, found = [slice(k, k + micro) for k in range(0, share, micro)], []
+    for part in parts:
+        with distributed.joining(model, part is parts[-1]):
+            with state.execution.autocast(device):
+                told = {key: value[part] for key, value in cond.items()}
+                losses = model(x0[part], t[part], noise[part], **told)["loss"]
+            loss = state.scaler.scale((weight[part] * losses).mean() / len(parts))
+            loss.backward(1 + 0 * loss.detach())  # a loss that is not finite spoils the gradient of all processes
+        found.append(losses.detach())
+    losses = torch.cat(found)
+    return descend(state, config, t, losses, (weight * losses).mean())
+
+
+def descend(state: State, config: TrainingConfig, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
+    """The second half of a step: look at the gradient that is there, update, average, and count the images."""
+    state.scaler.unscale_(state.optimizer)  # it does nothing but under fp16, here and below
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad or math.inf)
-    checked = loss.detach() + 0 * norm  # not finite where either is not
-    if device.type != "cpu":  # a GPU is not waited for: its fused optimiser leaves the weights, the next tick raises
-        state.optimizer.found_inf = (~torch.isfinite(checked)).float()
-    elif not torch.isfinite(checked):
-        raise FloatingPointError(NOT_FINITE.format(images=state.images))
+    if not state.scaler.is_enabled():
+        loss = loss + 0 * norm  # not finite where either is not
+        if loss.device.type != "cpu":  # a GPU is not waited for: its fused optimiser leaves the weights, a tick raises
+            state.optimizer.found_inf = (~torch.isfinite(loss)).float()
+        elif not torch.isfinite(loss):
+            raise FloatingPointError(NOT_FINITE.format(images=state.images))
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.images)
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     for ema in state.emas:
         ema.update(state.model, state.images, config.batch)
-    state.times.update(t, losses.detach())
+    state.times.update(t, losses)
     state.images += config.batch
-    return checked
+    return loss
 
 
 def learning_rate(config: TrainingConfig, images: int) -> float:
@@ -178,7 +228,7 @@ def data_order(images: int, batch: int, n: int, seed: int) -> Int[Tensor, " batc
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, n: int) -> Tensor:
-    return torch.randperm(n, generator=seeded(seed, epoch, -1, torch.device("cpu"), globally=False))
+    return torch.randperm(n, generator=seeded(seed, epoch, -1, CPU, globally=False))
 
 
 def seeded(seed: int, rank: int, images: int, device: torch.device, globally: bool = True) -> torch.Generator:
@@ -198,6 +248,8 @@ def save(state: State, run: Path, description: checkpoint.Description) -> Path:
     weights = {"model": state.model.state_dict()}
     weights |= {f"ema-{ema.half_life}": ema.model.state_dict() for ema in state.emas}
     train_state = {"optimizer": state.optimizer.state_dict(), "times": state.times.state_dict()}
+    if state.scaler.is_enabled():
+        train_state["scaler"] = state.scaler.state_dict()
     return checkpoint.save(run, state.images, description, weights, train_state)
 
 
@@ -206,52 +258,30 @@ def resume(state: State, run: Path | str) -> bool:
 
     Metrics are read up to that point; nothing is written. Raises ValueError for a damaged checkpoint.
     """
-    run = Path(run)
-    folder = checkpoint.newest(run)
-    if folder is None:
+    latest = checkpoint.newest(Path(run))
+    if latest is None:
         return False
-    checkpoint.read_weights(folder, "model", state.model)
+    checkpoint.read_weights(latest, "model", state.model)
     for ema in state.emas:
-        checkpoint.read_weights(folder, f"ema-{ema.half_life}", ema.model)
-    train_state = checkpoint.read_train_state(folder)
+        checkpoint.read_weights(latest, f"ema-{ema.half_life}", ema.model)
+    train_state = checkpoint.read_train_state(latest)
     try:
         state.optimizer.load_state_dict(train_state["optimizer"])
         state.times.load_state_dict(train_state["times"])
+        if "scaler" in train_state:
+            state.scaler.load_state_dict(train_state["scaler"])
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / 'train_state.pt'} does not fit this run: {error}") from error
-    state.images = int(folder.name)
-    state.metrics = read_metrics(run, state.images)
+        raise ValueError(f"{latest / 'train_state.pt'} does not fit this run: {error}") from error
+    for parameter, kept in state.optimizer.state.items():
+        for key, value in kept.items():
+            if value.shape == parameter.shape:  # laid out as the parameter, which on a GPU may have its channels last
+                kept[key] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+    state.images = int(latest.name)
+    state.metrics = folder.read_metrics(run, state.images)
     return True
-
-
-def read_metrics(run: Path | str, until: float = float("inf")) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl up to ``until`` images; a last line that was cut off by a crash is left out."""
-    path, lines = Path(run) / "metrics.jsonl", []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and line.get("images", math.inf) <= until:
-            lines.append(line)
-    return lines
 
 
 def _last_good(run: Path | None) -> str:
     """Where the weights from before a failure are, as the end of a message."""
-    folder = checkpoint.newest(run) if run is not None else None
-    return f" That is {folder}." if folder else " There is none yet."
-
-
-def _append(path: Path, line: dict[str, float]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rewrite(path: Path, lines: list[dict[str, float]]) -> None:
-    """Replace the file in one move."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    temporary.replace(path)
+    latest = checkpoint.newest(run) if run is not None else None
+    return f" That is {latest}." if latest else " There is none yet."

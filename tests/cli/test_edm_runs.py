@@ -4,8 +4,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from minidiff import RECIPES, Config, DataConfig, EDMConfig, SongUNetConfig, TrainingConfig, generate, load
+from minidiff import (
+    RECIPES,
+    Config,
+    DataConfig,
+    EDMConfig,
+    EDMPath,
+    SongUNetConfig,
+    TrainingConfig,
+    churn,
+    dpmpp,
+    generate,
+    load,
+    per_image_noise,
+    vp_column,
+)
 from minidiff.data import decode
 
 
@@ -43,6 +58,32 @@ def test_train_then_sample_without_a_flag(minidiff, tmp_path):
     assert np.array_equal(usual, decode(x, 17).numpy().transpose(0, 2, 3, 1))
 
 
+def test_another_rule_and_other_steps(minidiff, tmp_path):
+    """--rho takes the noise levels of the run, and x without VP's s, which is nearly 0 at the start."""
+    assert minidiff("train", "vp-small", "--out", "run").code == 0
+    assert minidiff("sample", "run", "-n", 3, "--rho", 5, "--sampler", "dpmpp", "--batch", 2).code == 0
+    found = np.load(tmp_path / "samples" / "run-dpmpp-rho5.0-seed0-n3.npz")["arr_0"][..., 0]
+    model, description = load(tmp_path / "run")
+    path, noise = model.process.path, per_image_noise(range(3), description.shape)
+    low, high = (path.sigma(t).item() for t in (path.t_min, path.t_max))
+    x = dpmpp(model.process.denoiser(model.net), high * noise(0), EDMPath(low, high, 5.0), 4)
+    np.testing.assert_array_equal(found, decode(x.float(), 17)[:, 0].numpy())
+
+    assert minidiff("sample", "run", "-n", 3, "--sampler", "churn", "--S-churn", 2, "--steps", 6).code == 0
+    found = np.load(tmp_path / "samples" / "run-churn-steps6-S_churn2.0-seed0-n3.npz")["arr_0"][..., 0]
+    start = model.process.prior.stddev * noise(0)
+    x = churn(model.process.denoiser(model.net), start, noise, 6, path, 2.0)
+    np.testing.assert_array_equal(found, decode(x.float(), 17)[:, 0].numpy())
+
+
+def test_a_run_trained_as_another_column(minidiff, tmp_path):
+    command = ("train", "edm-small", "--process.training-column", "vp", "--out", "run")
+    assert minidiff(*command).code == 0 and minidiff("sample", "run", "-n", 2).code == 0
+    column, vp = load(tmp_path / "run")[0].process.column, vp_column()
+    u = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    assert torch.equal(column.quantile(u), vp.quantile(u)) and torch.equal(column.weight(u), vp.weight(u))
+
+
 def test_a_resumed_run_is_the_same_run(minidiff, tmp_path):
     assert minidiff("train", "vp-small", "--out", "run").code == 0
     ended = minidiff("train", "vp-small", "--out", "run", "--resume", "--training.images", 96)
@@ -62,7 +103,7 @@ def test_likelihood_is_that_of_the_ode(minidiff):
 def test_what_edm_has_not_is_refused(minidiff):
     assert minidiff("train", "iddpm-small", "--out", "run").code == 0
     for flags, sentence in [
-        (("--sampler", "ancestral"), "--sampler ancestral: EDM has no chain"),
+        (("--sampler", "ancestral"), "--sampler ancestral: EDM has no chain; take one of euler, heun, rk2"),
         (("--sampler", "ddim"), "--sampler ddim: EDM has no chain"),
         (("--eta", 0.5), "--eta 0.5: only --sampler ddim"),
         (("--steps", "ddim25"), "--steps ddim25: heun takes a number of steps"),

@@ -9,16 +9,20 @@ from tiny import files
 
 from minidiff import (
     ContinuousDenoiser,
+    EDMPath,
     bits_per_dim,
+    churn,
     ddim,
     decode,
     dequantise,
     digits,
+    dpmpp,
     load,
     ode,
     ode_log_prob,
     per_image_noise,
     rademacher,
+    rk2,
     subsequence,
 )
 
@@ -55,6 +59,35 @@ def test_the_ode_begins_at_the_chains_own_prior(minidiff, run, solver):
     np.testing.assert_array_equal(found, decode(x.float(), 17)[:, 0].numpy())
 
 
+CHURN = ("--S-churn", 3, "--S-tmin", 0.1, "--S-tmax", 50, "--S-noise", 1.003)
+SOLVERS = {  # what is typed after the sampler: what is called, and how its files are named
+    ("heun", "--rho", 3): (lambda denoise, start, noise, path: ode(denoise, start, path, 5), "rho3.0"),
+    ("rk2", "--alpha", 0.5): (lambda denoise, start, noise, path: rk2(denoise, start, path, 5, 0.5), "alpha0.5"),
+    ("dpmpp",): (lambda denoise, start, noise, path: dpmpp(denoise, start, path, 5), ""),
+    ("churn", *CHURN): (
+        lambda denoise, start, noise, path: churn(denoise, start, noise, 5, path, 3.0, 0.1, 50.0, 1.003),
+        "S_churn3.0-S_tmin0.1-S_tmax50.0-S_noise1.003",
+    ),
+    ("churn", "--S-churn", 3, "--rho", 3): (
+        lambda denoise, start, noise, path: churn(denoise, start, noise, 5, path, 3.0),
+        "rho3.0-S_churn3.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", SOLVERS, ids=lambda flags: "-".join(map(str, flags)))
+def test_solvers_in_sigma_draw_what_the_functions_draw(minidiff, run, flags):
+    """Images are those of their seeds in batches of any size, noise on the way included."""
+    call, tag = SOLVERS[flags]
+    assert minidiff("sample", run, "-n", 3, "--seed", 5, "--steps", 5, "--batch", 2, "--sampler", *flags).code == 0
+    model, _ = load(run)
+    denoise, noise = ContinuousDenoiser(model.process, model.net), per_image_noise([5, 6, 7], (1, 8, 8))
+    path = EDMPath(denoise.path().sigma_min, denoise.path().sigma_max, 3.0 if "--rho" in flags else 7.0)
+    x = call(denoise, noise(0) / model.process.alpha_bar[-1].sqrt(), noise, path)
+    found = drawn("-".join(filter(None, [run.parts[-2], "run", flags[0], "steps5", tag])))
+    np.testing.assert_array_equal(found, decode(x.float(), 17)[:, 0].numpy())
+
+
 def test_ode_likelihood_is_that_of_the_function(minidiff, run):
     ended = minidiff("likelihood", run, "--ode", "-n", 4, "--seed", 3)
     assert ended.code == 0
@@ -77,6 +110,14 @@ def test_ode_likelihood_is_that_of_the_function(minidiff, run):
         (("--sampler", "heun", "--steps", 5, "--eta", 0.0), "--eta 0.0: only --sampler ddim"),
         (("--sampler", "euler", "--steps", 5, "--spacing", "leading"), "--spacing leading: only --sampler ddim"),
         (("--sampler", "heun"), "--steps None: say in how many"),
+        (("--sampler", "heun", "--steps", 5, "--alpha", 0.5), "--alpha 0.5: --sampler heun has no such choice"),
+        (("--rho", 7), "--rho 7.0: --sampler ancestral has no such choice"),
+        (("--sampler", "rk2", "--steps", 5, "--S-noise", 1), "--S-noise 1.0: --sampler rk2 has no such choice"),
+        (("--sampler", "rk2", "--steps", 5), "--sampler rk2: it must be told --alpha"),
+        (("--sampler", "churn", "--steps", 5), "--sampler churn: it must be told --S-churn"),
+        (("--sampler", "churn", "--steps", 5, "--S-churn", -1), "S_churn=-1.0"),
+        (("--sampler", "rk2", "--steps", 5, "--alpha", 9), "alpha=9.0"),
+        (("--sampler", "dpmpp", "--steps", 5, "--rho", 0), "rho=0.0"),
         (("--sampler", "heun", "--steps", 0), "--steps 0: say in how many"),
         (("--sampler", "ddim", "--steps", 31), "--steps 31: n=31: of 30 steps"),
         (("--sampler", "ddim", "--eta", 1.5), "--eta 1.5: give a number"),

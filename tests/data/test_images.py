@@ -104,8 +104,8 @@ def test_a_set_read_twice_does_not_flip_because_another_did():
 
 
 def test_a_source_that_is_neither_name_nor_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'mnist' is not known: give digits"):
-        load_images("mnist")
+    with pytest.raises(ValueError, match="'cifar' is not known: give digits"):
+        load_images("cifar")
     with pytest.raises(ValueError, match=r"no data file .*gone\.npz.*numpy\.savez"):
         load_images(str(tmp_path / "gone.npz"))
     (tmp_path / "folder.npz").mkdir()

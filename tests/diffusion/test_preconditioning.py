@@ -365,6 +365,22 @@ def test_a_fifth_column_is_a_few_lambdas(generator):
     torch.testing.assert_close(losses["loss"], x.square().mean(1))
 
 
+@pytest.mark.parametrize("other", ["vp", "ve", "iddpm"])
+def test_a_column_trained_as_another(other, generator):
+    """D of Table 2: EDM's network under λ = 1/σ² and that column's σ. All that sampling asks for stays."""
+    own, theirs = edm_column(0.85), COLUMNS[other]()
+    mixed = own.trained_as(theirs)
+    u = torch.rand(50, generator=generator, dtype=torch.float64)
+    assert torch.equal(mixed.quantile(u), theirs.quantile(u)) and not torch.equal(mixed.quantile(u), own.quantile(u))
+    x0, n = torch.randn(2, 29, 3, generator=generator, dtype=torch.float64)
+    ours = EDM(own).loss(some_net, x0, SIGMAS, n)
+    losses = EDM(mixed).loss(some_net, x0, SIGMAS, n)
+    torch.testing.assert_close(losses["loss"], losses["x0_mse"] / SIGMAS**2)
+    torch.testing.assert_close(losses["x0_mse"], ours["x0_mse"])
+    assert mixed.path == own.path
+    assert torch.equal(EDM(mixed).denoise(some_net, x0, SIGMAS), EDM(own).denoise(some_net, x0, SIGMAS))
+
+
 @pytest.mark.parametrize(
     "make, sentence",
     [

@@ -11,6 +11,7 @@ from minidiff.diffusion import SCHEDULES, linear_betas
 from minidiff.networks import SongUNet
 from minidiff.recipes import PAPERS, SETS, describe
 from minidiff.training import ClassifierConfig, EDMConfig, GaussianConfig, check, time_sampler
+from minidiff.training.build import build_column
 from minidiff.training.config import from_dict, to_dict
 
 PARAMETERS = {  # of the published files, and of what ADM's code makes of the flags of its ablations
@@ -63,7 +64,8 @@ PARAMETERS = {  # of the published files, and of what ADM's code makes of the fl
     "edm-baseline-cifar10-ve": 62_758_787,
     "edm-baseline-imagenet64": 295_904_454,
 }
-OF_OURS = {"digits", "swissroll-sd", "heartbeat-sd", "dead-leaves-sd"}
+DIGITS = {"digits", "digits-classes", "digits-classifier", "digits-edm", "mnist8", "mnist16-upsample"}
+OF_OURS = DIGITS | {"swissroll-sd", "heartbeat-sd", "dead-leaves-sd"}
 NOT_PUBLISHED = {"adm-ablation-attention", "adm-ablation-biggan"}
 
 # per recipe: batch, learning rate, images / batch, dropout, mirrored, how many classes
@@ -307,6 +309,34 @@ def test_classifiers_have_the_noise_of_what_they_guide(size, decay, schedule):
 
 
 @pytest.mark.parametrize(
+    "classifier, guided", [("digits-classifier", "digits-classes"), ("digits-classifier", "mnist8")]
+)
+def test_the_digits_classifier_fits_what_it_guides(classifier, guided):
+    theirs, ours = describe(guided), describe(classifier)
+    assert ours.shape == theirs.shape and ours.config.network.classes == theirs.config.network.classes == 10
+    a, b = (describe(name).build().process for name in (guided, classifier))
+    assert torch.equal(a.betas, b.process.betas) and torch.equal(a.fed, b.process.fed)
+    assert (a.variance, a.loss_kind, b.process.predict) == ("range", "hybrid", "eps")
+
+
+def test_labels_are_dropped_where_a_network_may_guide_itself_and_nowhere_else():
+    assert {name for name in RECIPES if recipe(name).data.drop_labels} == {"digits-classes"}
+    assert recipe("digits-classes").data.drop_labels == 0.1
+
+
+def test_mnists_two_stages_fit_together():
+    first, second = describe("mnist8"), describe("mnist16-upsample")
+    factor = second.config.data.low_res
+    assert (first.shape, second.shape, factor) == ((1, 8, 8), (1, 16, 16), 2)
+    assert first.config.network.classes == second.config.network.classes == 10
+    assert (first.config.data.low_res, second.config.network.low_res) == (1, True)
+    large, small = load_data(second.config.data.source, labels=True, low_res=factor), load_data("mnist-8", labels=True)
+    _, seen = large.batch(torch.arange(100), torch.Generator().manual_seed(0))
+    assert torch.equal(seen["labels"], small.labels[:100])
+    assert (seen["low_res"] - small.x[:100]).abs().max() < 1.01 * 2 / 255  # both are rounded, each by half a level
+
+
+@pytest.mark.parametrize(
     "name, column, steps, probability, half_life, ramp",
     [
         *((name, "edm", 18, 0.12, 0.5e6, 10e6) for name in named("edm-cifar10")),
@@ -359,7 +389,7 @@ def test_the_data_are_all_used():
     assert set(SETS) == {recipe(name).data.source for name in RECIPES}
 
 
-@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - DIGITS))
 def test_a_recipe_says_where_its_numbers_stand(name):
     said = inspect.getdoc(RECIPES[name]).splitlines()[0]
     papers = {"swissroll": "SD", "heartbeat": "SD", "dead": "SD"}
@@ -409,3 +439,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_and_all(name, nearest):
     with pytest.raises(ValueError, match=rf"no recipe '{name}'\. Did you mean {nearest}\? Known are: ") as refusal:
         recipe(name)
     assert all(known in str(refusal.value) for known in RECIPES)
+
+
+def test_digits_edm_is_digits_under_the_papers_noise_in_units_of_these_data():
+    edm, ddpm, paper = recipe("digits-edm"), recipe("digits"), EDMConfig()
+    assert (edm.data, edm.network, edm.training) == (ddpm.data, ddpm.network, ddpm.training)
+    options = edm.process.column_options
+    rms = load_data("digits").x.square().mean().sqrt().item()
+    assert options["sigma_data"] == pytest.approx(rms, abs=5e-4)
+    median = lambda process: build_column(process).quantile(torch.tensor([0.5], dtype=torch.float64)).item()
+    assert median(edm.process) / rms == pytest.approx(median(paper) / 0.5, rel=0.01)

@@ -10,6 +10,7 @@ from minidiff import (
     GaussianDiffusion,
     ancestral,
     batch_noise,
+    cosine_sine,
     ddim,
     ddim_encode,
     linear_betas,
@@ -209,6 +210,25 @@ def test_slerp_keeps_to_the_circle(generator):
     torch.testing.assert_close(slerp(a, b, 0.0), a)
     torch.testing.assert_close(slerp(a, b, 1.0), b)
     assert torch.equal(slerp(a, a, 0.3), a)
+
+
+def test_cosine_and_sine_make_a_normal_latent_of_two(generator):
+    """x(θ) is standard normal and has the correlation cos θ with its beginning; x(θ) and x'(θ) turn into each other."""
+    a, b = torch.randn(2, 4, 1, 200, 200, generator=generator, dtype=torch.float64)
+    for theta in (0.3, np.pi / 3, 1.2):
+        x = cosine_sine(a, b, theta)
+        assert abs((x * x).mean() - 1) < 0.02 and abs((x * a).mean() - np.cos(theta)) < 0.02
+        assert abs((x * b).mean() - np.sin(theta)) < 0.02
+        torch.testing.assert_close(cosine_sine(x, cosine_sine(-a, b, np.pi / 2 - theta), np.pi / 2 - theta), b)
+    assert torch.equal(cosine_sine(a, b, 0), a)
+    quarter = torch.tensor(np.pi / 2, dtype=torch.float32).item()  # a little more than π/2
+    torch.testing.assert_close(cosine_sine(a, b, quarter), b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("theta", [-0.1, 45, float("nan")])
+def test_an_angle_that_leads_past_the_second_latent_is_refused(start, theta):
+    with pytest.raises(ValueError, match=r"theta=.*radians"):
+        cosine_sine(start, start, theta)
 
 
 @pytest.mark.parametrize("steps", [[], [3, 2], [1, 1], [-1, 4], [0, T]])

@@ -7,17 +7,24 @@ import pytest
 import torch
 
 from minidiff import (
+    EDM,
     BinomialDiffusion,
     GaussianDiffusion,
     LearnedGaussian,
     UNet,
     ancestral,
+    churn,
     ddim,
+    dpmpp,
+    edm_column,
     generate,
     geometric_betas,
     harmonic_betas,
+    heun,
     linear_betas,
     per_image_noise,
+    rk2,
+    sde,
 )
 
 
@@ -76,6 +83,25 @@ def test_any_sampler_can_lead_down_and_images_stay_those_of_their_seeds(net):
     for batch in (1, 4):
         found = generate(PROCESS, net, (1, 4, 4), [11, 12, 13], batch, sampler=sampler)
         torch.testing.assert_close(found[1:2], expected, rtol=0, atol=1e-5)
+
+
+SOLVERS = {
+    "euler": partial(heun, solver="euler"),
+    "heun": heun,
+    "rk2": lambda process, net, start, noise: rk2(process.denoiser(net), start, process.path, 6, 0.5),
+    "dpmpp": lambda process, net, start, noise: dpmpp(process.denoiser(net), start, process.path, 6),
+    "churn": lambda process, net, start, noise: churn(process.denoiser(net), start, noise, 6, process.path, 3.0),
+    "sde": lambda process, net, start, noise: sde(process.denoiser(net), start, process.path, 6, noise, corrections=1),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_under_any_solver_images_are_those_of_their_seeds(net, name):
+    process = EDM(edm_column(0.8, sigma_max=10.0), 6)
+    seeds, run = [11, 12, 13, 14], partial(generate, process, net, (1, 4, 4), sampler=SOLVERS[name])
+    at_once = run(seeds)
+    assert (at_once[0] - at_once[1]).abs().max() > 0.1
+    torch.testing.assert_close(run(seeds[::-1], 3).flip(0), at_once, rtol=0, atol=1e-5)
 
 
 def test_progress_is_told_a_batch_at_a_time():

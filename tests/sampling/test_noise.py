@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minidiff import batch_noise, per_image_noise
+from minidiff import batch_noise, per_image_noise, tempered
 
 
 def test_an_image_has_the_same_noise_in_any_batch_and_order():
@@ -49,3 +49,18 @@ def test_batch_noise_comes_in_order_from_its_generator():
     generator = torch.Generator().manual_seed(4)
     expected = torch.stack([torch.randn(3, 2, generator=generator, dtype=torch.float64) for _ in range(2)])
     assert torch.equal(drawn, expected)
+
+
+def test_a_temperature_scales_every_noise_but_the_starts():
+    noise = per_image_noise(range(3), (2,))
+    for tau in (0.0, 0.9, 1.0):
+        cool = tempered(noise, tau)
+        assert torch.equal(cool(0), noise(0))
+        for step in (1, 2, 40):
+            assert torch.equal(cool(step), tau * noise(step))
+
+
+@pytest.mark.parametrize("tau", [-0.1, float("nan")])
+def test_a_temperature_below_zero_is_refused(tau):
+    with pytest.raises(ValueError, match="tau="):
+        tempered(per_image_noise([0], (2,)), tau)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 from oracles import Chain
 
 from minidiff import (
@@ -20,6 +21,7 @@ from minidiff import (
     ddim,
     linear_betas,
     ode,
+    rk2,
 )
 
 M, S = 0.3, 0.5
@@ -59,6 +61,87 @@ def test_the_papers_18_steps_bring_gaussian_data_home(generator):
     error = lambda n, solver: (ode(denoise, start, path, n, solver) - exact).abs().max().item()
     assert error(18, "heun") < 0.1 and error(36, "heun") < error(18, "heun") / 3.5
     assert error(18, "euler") > 2.5 * error(18, "heun")
+
+
+# ---- the second-order family (EDM Alg. 3) ---------------------------------------------------------------------------
+
+bent = lambda x, sigma, **cond: torch.tanh(x / (1 + sigma**2)) + sum(cond.values())
+
+
+@by_name
+def test_heun_is_the_family_at_alpha_1_to_the_bit(path, generator):
+    start = path.std(path.t_max) * torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    cond = {"labels": torch.ones(1)}
+    assert torch.equal(rk2(bent, start, path, 9, 1.0, cond), ode(bent, start, path, 9, "heun", cond))
+
+
+@by_name
+@pytest.mark.parametrize("alpha", [0.5, 2 / 3, 1.1])
+def test_the_family_is_of_second_order(path, alpha, generator):
+    """Or above: where s = 1 the midpoint rule is of third order on Gaussian data."""
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    start, exact = ((path.t_of_sigma(sigma), (S**2 + sigma**2) ** 0.5) for sigma in (10.0, 0.2))
+    start, exact = (path.s(t) * (M + spread * x) for t, spread in (start, exact))
+    error = np.array([])
+    for steps in (40, 80, 160):
+        times = path.t_of_sigma(torch.logspace(1, np.log10(0.2), steps + 1, dtype=torch.float64))
+        error = np.append(error, (rk2(denoise, start, path, times, alpha) - exact).abs().max().item())
+    assert error[-1] < 1e-3 and (np.log2(error[:-1] / error[1:]) > 1.9).all(), error
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2 / 3, 1.0, 1.1])
+def test_a_step_by_hand_and_where_it_looks(alpha):
+    """Along σ = t from 4 to 3, and then to 0, where it looks again if that is above 0."""
+    asked, seen = [], []
+    record = lambda x, sigma: asked.append(sigma) or bent(x, sigma)
+    tell = lambda step, x, sigma, x0_hat: seen.append((step, sigma))
+    x = torch.tensor([[5.0]], dtype=torch.float64)
+    end = rk2(record, x, EDMPath(), torch.tensor([4.0, 3.0, 0.0]), alpha, callback=tell)
+    d = (x - bent(x, 4.0)) / 4
+    x_seen, t_seen = x - alpha * d, 4 - alpha
+    y = x - ((1 - 1 / (2 * alpha)) * d + (x_seen - bent(x_seen, t_seen)) / t_seen / (2 * alpha))
+    d = (y - bent(y, 3.0)) / 3
+    y_seen, left = y - 3 * alpha * d, 3 - 3 * alpha
+    if left > 0:
+        d = (1 - 1 / (2 * alpha)) * d + (y_seen - bent(y_seen, left)) / left / (2 * alpha)
+    torch.testing.assert_close(end, y - 3 * d)
+    assert asked == pytest.approx([4, t_seen, 3] + [left] * (left > 0)) and seen == [(0, 4.0), (1, 3.0)]
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 2.0, float("nan")])
+def test_an_alpha_that_looks_where_there_is_nothing_is_refused(alpha):
+    with pytest.raises(ValueError, match="alpha="):
+        rk2(denoise, torch.zeros(1, 2), EDMPath(), 18, alpha)
+
+
+# ---- independent solvers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "solver"), [(EulerDiscreteScheduler, "euler"), (HeunDiscreteScheduler, "heun")])
+@pytest.mark.parametrize("n", [5, 18])
+def test_every_step_is_that_of_diffusers(kind, solver, n, generator):
+    """Their noise levels are Karras's too, from the ends of a chain; they compute in single precision."""
+    scheduler = kind(use_karras_sigmas=True)
+    scheduler.set_timesteps(n)
+    levels = scheduler.sigmas.double()
+    path = EDMPath(levels[-2].item(), levels[0].item())
+    each = levels if solver == "euler" else levels[[0, *range(1, 2 * n - 1, 2), -1]]  # theirs name inner ones twice
+    torch.testing.assert_close(path.steps(n), each, rtol=1e-5, atol=1e-6)
+
+    x = levels[0] * torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    mine = []
+    end = ode(bent, x, path, n, solver, callback=lambda **step: mine.append(step["x"]))
+    theirs, firsts = x.float(), []
+    for i, t in enumerate(scheduler.timesteps):
+        if solver == "euler" or i % 2 == 0:
+            firsts.append(theirs.double())
+        eps = (theirs - bent(theirs, levels[i].float())) / levels[i].float()
+        theirs = scheduler.step(eps, t, theirs).prev_sample
+    for found, expected in zip([*mine, end], [*firsts, theirs.double()], strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+# ---- both ways, and what is asked -----------------------------------------------------------------------------------
 
 
 @by_name

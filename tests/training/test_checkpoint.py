@@ -194,7 +194,7 @@ def test_an_oserror_on_the_way_is_passed_on(function, run, trained, monkeypatch)
 
     monkeypatch.setattr(checkpoint, function, fail)
     config = tiny.config()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"checkpoints/999 can't be written: .*No space left"):
         checkpoint.save(run, 999, tiny.describe(config), {"model": tiny.fresh(config).model.state_dict()}, {})
     assert tiny.files(run) == tiny.files(trained)
 
@@ -340,13 +340,27 @@ def test_a_fresh_state_does_not_train_over_a_run_that_is_further(run):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_checkpoint_that_was_being_replaced_is_found_again(run):
+def test_a_checkpoint_that_was_being_replaced_is_found_again(run, trained):
     newest(run).rename(run / "checkpoints" / ".replaced-160")
-    config = tiny.config()
-    state = tiny.fresh(config)
-    assert resume(state, run) and state.images == 128
-    train(state, tiny.images(), config.training, run, tiny.describe(config))
+    assert newest(run).name == "160" and tiny.files(newest(run)) == tiny.files(newest(trained))
+    state = tiny.fresh(tiny.config())
+    assert resume(state, run) and state.images == 160
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"64", "128", "160"}
+
+
+def test_what_was_replaced_does_not_come_back(run):
+    """The writer was killed after its second rename."""
+    shutil.copytree(run / "checkpoints" / "128", run / "checkpoints" / ".replaced-160")
+    before = tiny.files(run / "checkpoints" / "160")
+    assert newest(run).name == "160" and tiny.files(newest(run)) == before
+
+
+def test_whatever_a_killed_writer_left_goes_at_the_next_save(run):
+    """Also where the next one is after other images."""
+    for left in (".writing-150", ".removed-32", ".replaced-160"):
+        (run / "checkpoints" / left).mkdir()
+    checkpoint.save(run, 176, tiny.describe(tiny.config()), {}, {})
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"64", "128", "160", "176"}
 
 
 def test_a_replacement_that_fails_at_the_last_moment_leaves_what_was_there(run, monkeypatch):

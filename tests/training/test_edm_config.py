@@ -20,6 +20,7 @@ from minidiff import (
     SongUNetConfig,
     UNetConfig,
     build,
+    edm_column,
     resume,
     train,
 )
@@ -68,6 +69,15 @@ def test_options_reach_the_column_and_the_law_of_sigma():
     assert middle.tolist() == pytest.approx([0.4, 1.3])
 
 
+@pytest.mark.parametrize("other", ["vp", "ve", "iddpm"])
+def test_a_run_may_be_trained_as_another_column(other):
+    whole = config(EDMConfig(column_options={"sigma_data": 0.8}, training_column=other))
+    assert from_dict(json.loads(json.dumps(to_dict(whole)))) == whole
+    column, u = build(whole, tiny.SHAPE, 17).process.column, torch.tensor([0.1, 0.6], dtype=torch.float64)
+    assert torch.equal(time_sampler(whole).quantile(u), COLUMNS[other]().quantile(u))
+    assert torch.equal(column.weight(u), 1 / u**2) and torch.equal(column.c_skip(u), edm_column(0.8).c_skip(u))
+
+
 def test_a_network_may_have_learned_a_variance():
     for learned, channels in ((False, 2), (True, 4)):
         whole = replace(config(EDMConfig("iddpm", learned_variance=learned)), network=UNetConfig(4, (1,), 1, ()))
@@ -78,6 +88,8 @@ def test_a_network_may_have_learned_a_variance():
     "changes, sentence",
     [
         ({"process": EDMConfig(column="vpx")}, "process.column='vpx' is not one of edm, vp, ve, iddpm"),
+        ({"process": EDMConfig(training_column="ddpm")}, "process.training_column='ddpm' is not one of edm, vp"),
+        ({"process": EDMConfig(column="")}, "process.column='' is not one of edm, vp"),
         ({"process": EDMConfig("ve", {"sigma_data": 0.5})}, "process.column_options=.*sigma_data"),
         ({"process": EDMConfig(column_options={"sigma_data": -1.0})}, "sigma_data=-1.0"),
         ({"process": EDMConfig(steps=0)}, "steps=0"),

@@ -223,6 +223,21 @@ def test_training_lowers_the_loss():
     assert sum(losses[-20:]) / 20 < 0.75
 
 
+def test_told_to_stop_it_ends_after_the_step_and_writes_what_there_is(tmp_path):
+    """Off the ticks: one more line, one more checkpoint, and the resumed run is the unbroken one."""
+    config = tiny.config()
+    asked, state = [], tiny.fresh(config)
+    stop = lambda: asked.append(state.images) or state.images == 80
+    train(state, config, tmp_path, stop=stop)
+    assert asked == [16, 32, 48, 64, 80] and not state.model.training
+    assert [line["images"] for line in read_metrics(tmp_path)] == [32, 64, 80]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [64, 80]
+    again = tiny.fresh(config, seed=5)
+    assert resume(again, tmp_path) and again.images == 80
+    assert_same(tiny.weights(train(again, config, tmp_path)), tiny.weights(train(tiny.fresh(config), config)))
+    assert [line["images"] for line in read_metrics(tmp_path)] == [32, 64, 80, 96, 128, 160]
+
+
 # ---- randomness and failure -----------------------------------------------------------------------------------------
 
 
@@ -282,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
             tiny.describe(config),
             on_step=lambda s: kept.update(tiny.weights(s)),
         )
-    assert state.images == 32
+    assert state.images == 32 and not state.model.training  # ready to sample from, as after a success
     assert_same(tiny.weights(state), kept)
     assert all(value.isfinite().all() for value in kept.values())
 
