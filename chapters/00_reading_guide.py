@@ -758,8 +758,7 @@ plt.show()
 #
 # ## 0.10 The map
 #
-# Five papers carry the book, and two more are bridges between them. The column says which chapters are planned; the
-# others exist.
+# Five papers carry the book, and two more are bridges between them.
 #
 # | paper | its question | what it adds | chapter | needs | what it leaves open |
 # |---|---|---|---|---|---|
@@ -768,8 +767,8 @@ plt.show()
 # | **DDIM**: Song, Meng, Ermon 2020 (bridge) | Must the way back be random, and long? | a family of processes with the same training; deterministic sampling in few steps | [03](03_ddim_and_sdes.ipynb) | 02 | why it works in few steps |
 # | **SDE**: Song et al. 2021 (bridge) | What is the limit of many small steps? | stochastic differential equations, their reversal, the probability flow, exact likelihoods | [03](03_ddim_and_sdes.ipynb) | 02 | which solver, which schedule |
 # | **IDDPM**: Nichol, Dhariwal 2021 | Where are the bits lost? | cosine schedule, learned variances, importance-sampled times | [04](04_improved_ddpm.ipynb) | 02 | quality against GANs on hard data |
-# | **ADM**: Dhariwal, Nichol 2021 | Can diffusion beat GANs? | a better network; a classifier that steers the sampling | 05 (planned) | 01, 03, 04 | cost; schedule, network scaling and solver still entangled |
-# | **EDM**: Karras et al. 2022 | Which choices matter, one at a time? | noise level as the coordinate, preconditioning, Heun's method; earlier models as columns of one table | 06 (planned) | 03, 04 | scale; the later literature |
+# | **ADM**: Dhariwal, Nichol 2021 | Can diffusion beat GANs? | a better network; a classifier that steers the sampling | [05](05_guided_diffusion.ipynb) | 01, 03, 04 | cost; schedule, network scaling and solver still entangled |
+# | **EDM**: Karras et al. 2022 | Which choices matter, one at a time? | noise level as the coordinate, preconditioning, Heun's method; earlier models as columns of one table | [06](06_edm.ipynb) | 03, 04 | scale; the later literature |
 #
 # Chapter 07 (planned) runs the papers' own models at their own size. The straight road to a working sampler is 00 → 02.
 # The road to EDM is 00 → 02 → 03 → 06, with a side glance at 04. Chapter 01 may be read before or after 02: it comes

@@ -125,7 +125,7 @@ plt.show()
 #
 # One step shrinks the data a little and adds a little Gaussian noise:
 #
-# $$ q(\mathbf x_t\mid\mathbf x_{t-1})=\mathcal N\big(\mathbf x_t;\ \sqrt{1-\beta_t}\,\mathbf x_{t-1},\ \beta_t\mathbf I\big) \tag{DDPM 2, IDDPM 1, IDDPM 2}\label{eq:ddpm-2} $$
+# $$ q(\mathbf x_t\mid\mathbf x_{t-1})=\mathcal N\big(\mathbf x_t;\ \sqrt{1-\beta_t}\,\mathbf x_{t-1},\ \beta_t\mathbf I\big) \tag{DDPM 2, IDDPM 1, IDDPM 2, ADM 15}\label{eq:ddpm-2} $$
 #
 # Why shrink at all, and why by a square root? Because then the size of the data never runs away. If $\mathbf x_{t-1}$
 # has variance 1, then **independent variances add**, and $\mathbf x_t$ has variance $(1-\beta_t)\cdot1+\beta_t=1$.
@@ -134,7 +134,7 @@ plt.show()
 # stays exactly 1, and data of any other variance move towards 1.
 
 # %%
-# check: DDPM 2, IDDPM 1–2
+# check: DDPM 2, IDDPM 1–2, ADM 15
 # three data sets of different spread
 variance = torch.tensor([1.0, 0.25, 9.0], dtype=double)
 for t in range(1, T + 1):
@@ -168,7 +168,7 @@ assert abs(sample.var() - 0.3) < 4 * 0.3 * (2 / 400_000) ** 0.5
 # By **induction**,
 #
 # $$ q(\mathbf x_t\mid\mathbf x_0)=\mathcal N\big(\mathbf x_t;\ \sqrt{\bar\alpha_t}\,\mathbf x_0,\ (1-\bar\alpha_t)\mathbf I\big),
-#    \qquad \bar\alpha_t=\prod_{s=1}^t\alpha_s \tag{DDPM 4, IDDPM 8, IDDPM 9}\label{eq:ddpm-4} $$
+#    \qquad \bar\alpha_t=\prod_{s=1}^t\alpha_s \tag{DDPM 4, IDDPM 8, IDDPM 9, ADM 16, ADM 17}\label{eq:ddpm-4} $$
 #
 # so $t$ steps cost as much as one:
 # $\mathbf x_t=\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon$. The check lets the single
@@ -176,7 +176,7 @@ assert abs(sample.var() - 0.3) < 4 * 0.3 * (2 / 400_000) ** 0.5
 # Gaussian is everything.
 
 # %%
-# check: DDPM 4, IDDPM 8–9
+# check: DDPM 4, IDDPM 8–9, ADM 16–17
 gain, spread = torch.ones((), dtype=double), torch.zeros((), dtype=double)  # of x_t given x_0
 for t in range(1, T + 1):
     gain, spread = (1 - beta[t]).sqrt() * gain, (1 - beta[t]) * spread + beta[t]
@@ -223,7 +223,7 @@ print(
 # $$\begin{aligned}
 # p_\theta(\mathbf x_{0:T})&=p(\mathbf x_T)\prod_{t=1}^T p_\theta(\mathbf x_{t-1}\mid\mathbf x_t),\\
 # p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)&=\mathcal N\big(\mathbf x_{t-1};\ \boldsymbol\mu_\theta(\mathbf x_t,t),\ \boldsymbol\Sigma_\theta(\mathbf x_t,t)\big)
-# \end{aligned}\tag{DDPM 1, IDDPM 3}\label{eq:ddpm-1}$$
+# \end{aligned}\tag{DDPM 1, IDDPM 3, ADM 21}\label{eq:ddpm-1}$$
 #
 # Why may it be a Gaussian? By Bayes, the exact undoing $q(\mathbf x_{t-1}\mid\mathbf x_t)$ is
 # $q(\mathbf x_t\mid\mathbf x_{t-1})\,q(\mathbf x_{t-1})/q(\mathbf x_t)$. Read as a function of $\mathbf x_{t-1}$, the
@@ -239,7 +239,7 @@ print(
 # and variance $s^2$.
 
 # %%
-# check: DDPM 1, IDDPM 3
+# check: DDPM 1, IDDPM 3, ADM 21
 m, s2 = 0.4, 0.09  # the data: N(0.4, 0.3²)
 mean, var = torch.zeros((), dtype=double), torch.ones((), dtype=double)  # x_T ~ N(0, 1)
 for t in range(T, 0, -1):
@@ -422,13 +422,13 @@ print(f"with the exact undoing L = {tight:.6f} = H(x_0) nats")
 # L=\mathbb E_q\Big[&\underbrace{D_{\mathrm{KL}}\big(q(\mathbf x_T\mid\mathbf x_0)\,\big\|\,p(\mathbf x_T)\big)}_{L_T}\\
 # &+\sum_{t>1}\underbrace{D_{\mathrm{KL}}\big(q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)\,\big\|\,p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)\big)}_{L_{t-1}}
 # \ \underbrace{-\log p_\theta(\mathbf x_0\mid\mathbf x_1)}_{L_0}\Big]
-# \end{aligned}\tag{DDPM 5, DDPM 22, IDDPM 4–7}\label{eq:ddpm-5}$$
+# \end{aligned}\tag{DDPM 5, DDPM 22, IDDPM 4–7, ADM 22–25}\label{eq:ddpm-5}$$
 #
 # Each term now compares a learned undoing with an undoing that knows the answer. If both are Gaussian, the comparison
 # needs no sampling at all. In the five-state world every line above can be computed as it is printed:
 
 # %%
-# check: DDPM 17–22, DDPM 5, IDDPM 4–7
+# check: DDPM 17–22, DDPM 5, IDDPM 4–7, ADM 22–25
 # reach[t][a, b] = q(x_t = b | x_0 = a)
 reach = [torch.eye(states, dtype=double)]
 for t in range(1, steps + 1):
@@ -568,10 +568,10 @@ print(
 # $1-\bar\alpha_{t-1}-k\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})$, which by the same bracket is
 # $(1-\bar\alpha_{t-1})\,\beta_t/(1-\bar\alpha_t)$. So
 #
-# $$ q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)=\mathcal N\big(\mathbf x_{t-1};\ \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0),\ \tilde\beta_t\mathbf I\big) \tag{DDPM 6, IDDPM 12}\label{eq:ddpm-6} $$
+# $$ q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)=\mathcal N\big(\mathbf x_{t-1};\ \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0),\ \tilde\beta_t\mathbf I\big) \tag{DDPM 6, IDDPM 12, ADM 20}\label{eq:ddpm-6} $$
 #
 # $$ \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0)=\frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\,\mathbf x_0+\frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\,\mathbf x_t,
-#    \qquad\tilde\beta_t=\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t \tag{DDPM 7, IDDPM 10, IDDPM 11}\label{eq:ddpm-7} $$
+#    \qquad\tilde\beta_t=\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t \tag{DDPM 7, IDDPM 10, IDDPM 11, ADM 18, ADM 19}\label{eq:ddpm-7} $$
 #
 # Try the ends. Where a step adds no noise, $\beta_t\to0$, the guess is $\mathbf x_t$ itself and there is no doubt. At
 # $t=1$ we have $\bar\alpha_0=1$: the guess is $\mathbf x_0$, with no doubt, whatever $\mathbf x_1$ says. For the
@@ -579,7 +579,7 @@ print(
 # distribution, and its shape, not only its mean and variance, must be $\eqref{eq:ddpm-6}$.
 
 # %%
-# check: DDPM 6, DDPM 7, IDDPM 10–12
+# check: DDPM 6, DDPM 7, IDDPM 10–12, ADM 18–20
 a, b = 0.7, -0.3  # x_0 and x_t: any pair
 for t in (2, 40, 400, 1000):
     centre, width = (
@@ -697,7 +697,7 @@ plt.show()
 # a small multiple of the noise. **Only the noise is unknown**, so let the network answer that, and do the rest by
 # formula:
 #
-# $$ \boldsymbol\mu_\theta(\mathbf x_t,t)=\frac1{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon_\theta(\mathbf x_t,t)\Big) \tag{DDPM 11, IDDPM 13}\label{eq:ddpm-11} $$
+# $$ \boldsymbol\mu_\theta(\mathbf x_t,t)=\frac1{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon_\theta(\mathbf x_t,t)\Big) \tag{DDPM 11, IDDPM 13, ADM 27}\label{eq:ddpm-11} $$
 #
 # With this choice $\mathbf x_t$ **cancels in the difference**, and one squared factor comes out of the norm:
 #
@@ -713,7 +713,7 @@ plt.show()
 
 
 # %%
-# check: DDPM 9, DDPM 10, DDPM 11, DDPM 12, DDPM 15, IDDPM 13
+# check: DDPM 9, DDPM 10, DDPM 11, DDPM 12, DDPM 15, IDDPM 13, ADM 27
 def wild(x, t):
     """Not a network: any function of x_t and t."""
     return torch.sin(3 * x) + 0.1 * x.flip(-1) + t.reshape(-1, 1, 1, 1) / 1000
@@ -806,7 +806,7 @@ assert share_mean.max() < 1e-3 and share_eps[0] > 0.9
 #
 # The weight in $\eqref{eq:ddpm-12}$ was dictated by the likelihood. The paper drops it:
 #
-# $$ L_{\mathrm{simple}}(\theta)=\mathbb E_{t,\mathbf x_0,\boldsymbol\epsilon}\Big[\big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta\big(\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon,\ t\big)\big\|^2\Big] \tag{DDPM 14, IDDPM 14}\label{eq:ddpm-14} $$
+# $$ L_{\mathrm{simple}}(\theta)=\mathbb E_{t,\mathbf x_0,\boldsymbol\epsilon}\Big[\big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta\big(\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon,\ t\big)\big\|^2\Big] \tag{DDPM 14, IDDPM 14, ADM 26}\label{eq:ddpm-14} $$
 #
 # with $t$ uniform on $1\dots T$. Is that allowed? A network that could represent any function would find the same
 # answer: each $t$ has a regression of its own, and **the minimiser of a sum of separate terms does not depend on
@@ -817,7 +817,7 @@ assert share_mean.max() < 1e-3 and share_eps[0] > 0.9
 # at each $t$ by itself: moving away from it in any direction raises the loss by the square of the move.
 
 # %%
-# check: DDPM 14, IDDPM 14
+# check: DDPM 14, IDDPM 14, ADM 26
 # (12) with σ² = β
 bound_weight = beta[1:] ** 2 / (2 * beta[1:] * alpha[1:] * (1 - alpha_bar[1:]))
 weighted = md.GaussianDiffusion(md.linear_betas(T), weight=bound_weight, levels=17)

@@ -481,7 +481,7 @@ assert v_shipped[0] > 0.5 and v_perfect[0] < 0.1 and v_shipped[98:600].max() < 0
 # Let the network have a second output of the same size as the picture, $v$, and let it place the variance of every
 # pixel between the two ends **on a logarithmic scale**:
 #
-# $$ \Sigma_\theta(x_t,t)=\exp\!\big(v\log\beta_t+(1-v)\log\tilde\beta_t\big) \tag{IDDPM 15}\label{eq:iddpm-15} $$
+# $$ \Sigma_\theta(x_t,t)=\exp\!\big(v\log\beta_t+(1-v)\log\tilde\beta_t\big) \tag{IDDPM 15, ADM 1}\label{eq:iddpm-15} $$
 #
 # Why so, and not simply a network that gives $\log\sigma^2$? The paper of 2020 tried that; beside the noise as the
 # question its Table 2 says "unstable", and beside the mean the learned variance spoils the samples (section 2.14).
@@ -514,7 +514,7 @@ assert v_shipped[0] > 0.5 and v_perfect[0] < 0.1 and v_shipped[98:600].max() < 0
 # steps.
 
 # %%
-# check: IDDPM 15, 4.5
+# check: IDDPM 15, ADM 1, 4.5
 learner = md.GaussianDiffusion(
     md.linear_betas(T), variance="range", loss="hybrid", levels=17, clip=False
 )

@@ -114,3 +114,56 @@ def test_the_widths_of_the_scaling_study_cost_what_their_networks_do():
             assert run["parameters"] == cost.parameters
             assert [point["images"] for point in run["points"]] == list(table.SNAPSHOTS)
             assert all(point["flop"] == cost.training * point["images"] for point in run["points"])
+
+
+def test_the_networks_of_adms_ablation_are_those_of_its_script_and_of_equal_size():
+    table = script("adm_ablation")
+    result = json.loads(table.OUT.read_text())
+    assert set(result["rows"]) == {f"{row}, {seed}" for row in table.ROWS for seed in table.SEEDS}
+    for row, (change, widths, embedding) in table.ROWS.items():
+        said = {"change": change, "widths": widths, "embedding": embedding}
+        assert result["changes"][row] == json.loads(json.dumps(said))
+        model = md.build(table.config(row, 0), (1, 28, 28), 256)
+        parameters = sum(p.numel() for p in model.net.parameters())
+        assert {result["rows"][f"{row}, {seed}"]["parameters"] for seed in table.SEEDS} == {parameters}
+        assert abs(parameters / result["rows"]["base, 0"]["parameters"] - 1) < 0.02
+
+
+def test_a_set_of_guided_digits_drawn_again_looks_as_it_did():
+    table = script("guided_digits")
+    result = json.loads(table.OUT.read_text())
+    ways = table.ways()
+    assert set(result["sets"]) == set(ways) and result["n"] == table.N
+    assert all(len(values) == len(table.SETS) for found in result["sets"].values() for values in found.values())
+    process, net, sampler = ways["ddim25, 2"]
+    told = {"labels": table.labels}
+    pixels = md.decode(md.generate(process, net, (1, 8, 8), range(table.N), sampler=sampler, cond=told), 17)
+    for name, value in table.looks(pixels).items():  # another processor may round a few pixels to the next grey
+        assert value == pytest.approx(result["sets"]["ddim25, 2"][name][0], abs=0.05)
+
+
+def test_edms_ablation_has_the_rows_of_its_script_and_the_best_gaussian_denoisers_error():
+    table = script("edm_ablation")
+    result = json.loads(table.OUT.read_text())
+    assert set(result["rows"]) == {f"{row}, {seed}" for row in table.ROWS for seed in table.SEEDS}
+    assert result["sigmas"] == pytest.approx(table.SIGMAS.tolist(), rel=1e-5)
+    assert all(
+        len(row[part]) == len(table.SIGMAS) for row in result["rows"].values() for part in ("held_out", "training")
+    )
+    assert (
+        result["gaussian"]["training"][-1]
+        == pytest.approx(  # the only error that has a closed form, but for the draw
+            md.gaussian_error(table.digits.x, table.SIGMAS[-1:]).item(), rel=0.05
+        )
+    )
+
+
+def test_a_row_of_the_samplers_drawn_again_has_its_distance():
+    table = script("edm_samplers")
+    result = json.loads(table.OUT.read_text())
+    solvers = {(name, count) for name in table.SOLVERS for count in table.EVALUATIONS} | {("euler", table.MORE)}
+    expected = {f"{whose}, {c}, {s}, {n}" for whose in ("digits", "ideal") for c in table.COLUMNS for s, n in solvers}
+    assert expected <= set(result["rows"])
+    denoise, path = md.ContinuousDenoiser(table.model.process, table.model.net, clip=True), md.EDMPath()
+    again = table.looks(md.dpmpp(denoise, table.start(path), path, 5))
+    assert again["training"] == pytest.approx(result["rows"]["digits, edm, dpmpp, 5"]["training"], rel=0.02)
