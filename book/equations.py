@@ -3,6 +3,7 @@
 Three kinds of mark are the only source of truth; the manifest ``equations.yml`` says which equations must be there.
 
     tag        \\tag{DDPM 8}      in a chapter's text      the equation stands here
+               *Also IDDPM 12.*  a line below it          and under this number in a later paper
     check      # check: DDPM 8   first in a code cell     this cell would fail if the equation were wrong
     citation   (DDPM 8)          in a docstring           this function is that equation
 
@@ -70,8 +71,8 @@ class Trace:
         for cell in re.split(r"^# %%", text, flags=re.M)[1:]:
             head, _, body = cell.partition("\n")
             if "[markdown]" in head:
-                for mark in re.findall(r"\\tag\*?\{([^}]*)\}", body):
-                    self._add(self.tags, mark, name)
+                for mark in re.findall(r"\\tag\*?\{([^}]*)\}|^# \*Also ([^*]+)\.\*$", body, flags=re.M):
+                    self._add(self.tags, "".join(mark), name)
                 continue
             head = re.match(r"(?:\s*#.*\n?)*", body)[0]
             marks, heading = (re.findall(r"^#\s*check:(.*)", part, flags=re.M) for part in (body, head))

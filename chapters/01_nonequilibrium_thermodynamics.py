@@ -638,7 +638,10 @@ plt.show()
 #
 # Call the right side $K$. It is the mean of $\log w$, minus the mean work:
 #
-# $$ L\ \ge\ K=\mathbb E_q\left[\log p(\mathbf x^{(T)})+\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\right] \tag{SD 13, SD 37–39}\label{eq:sd-13} $$
+# $$ \begin{aligned}
+# L\ \ge\ K=\mathbb E_q\bigg[&\log p(\mathbf x^{(T)})\\
+# &+\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\bigg]
+# \end{aligned} \tag{SD 13, SD 37–39}\label{eq:sd-13} $$
 #
 # The paper now rewrites $K$, in its Appendix B, until every piece is either a number known beforehand or a
 # divergence in closed form. Two of the steps make an assumption that the paper uses but hardly states. It is about
@@ -657,8 +660,10 @@ plt.show()
 # entropy:
 #
 # $$ \begin{aligned}
-# K&=\mathbb E_q\Big[\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\Big]+\int d\mathbf x^{(T)}\,q(\mathbf x^{(T)})\log p(\mathbf x^{(T)})\\
-# &=\mathbb E_q\Big[\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\Big]+\int d\mathbf x^{(T)}\,q(\mathbf x^{(T)})\log\pi(\mathbf x^{(T)})\\
+# K&=\mathbb E_q\Big[\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\Big]\\
+# &\quad+\int d\mathbf x^{(T)}\,q(\mathbf x^{(T)})\log p(\mathbf x^{(T)})\\
+# &=\mathbb E_q\Big[\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\Big]\\
+# &\quad+\int d\mathbf x^{(T)}\,q(\mathbf x^{(T)})\log\pi(\mathbf x^{(T)})\\
 # &=\mathbb E_q\Big[\sum_{t=1}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t)}\mid\mathbf x^{(t-1)})}\Big]-H_p(X^{(T)})
 # \end{aligned} \tag{SD 40–43}\label{eq:sd-43} $$
 #
@@ -692,7 +697,8 @@ plt.show()
 #
 # $$ \begin{aligned}
 # K={}&\mathbb E_q\Big[\sum_{t=2}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t-1)}\mid\mathbf x^{(t)},\mathbf x^{(0)})}\Big]\\
-# &\quad+\sum_{t=2}^T\Big[H_q(X^{(t)}\mid X^{(0)})-H_q(X^{(t-1)}\mid X^{(0)})\Big]-H_p(X^{(T)})\\
+# &\quad+\sum_{t=2}^T\Big[H_q(X^{(t)}\mid X^{(0)})-H_q(X^{(t-1)}\mid X^{(0)})\Big]\\
+# &\quad{}-H_p(X^{(T)})\\
 # ={}&\mathbb E_q\Big[\sum_{t=2}^T\log\frac{p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})}{q(\mathbf x^{(t-1)}\mid\mathbf x^{(t)},\mathbf x^{(0)})}\Big]\\
 # &\quad+H_q(X^{(T)}\mid X^{(0)})-H_q(X^{(1)}\mid X^{(0)})-H_p(X^{(T)})
 # \end{aligned} \tag{SD 49–50}\label{eq:sd-50} $$
@@ -702,8 +708,9 @@ plt.show()
 #
 # $$ \begin{aligned}
 # K={}&-\sum_{t=2}^T\int d\mathbf x^{(0)}\,d\mathbf x^{(t)}\,q(\mathbf x^{(0)},\mathbf x^{(t)})\\
-# &\qquad\cdot D_{\mathrm{KL}}\Big(q(\mathbf x^{(t-1)}\mid\mathbf x^{(t)},\mathbf x^{(0)})\,\Big\|\,p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})\Big)\\
-# &+H_q(X^{(T)}\mid X^{(0)})-H_q(X^{(1)}\mid X^{(0)})-H_p(X^{(T)})
+# &\quad{}\cdot D_{\mathrm{KL}}\big(q(\mathbf x^{(t-1)}\mid\mathbf x^{(t)},\mathbf x^{(0)})\,\big\|\,p(\mathbf x^{(t-1)}\mid\mathbf x^{(t)})\big)\\
+# &+H_q(X^{(T)}\mid X^{(0)})-H_q(X^{(1)}\mid X^{(0)})\\
+# &-H_p(X^{(T)})
 # \end{aligned} \tag{SD 14, SD 51}\label{eq:sd-14} $$
 #
 # The entropies are numbers, known before anything is learned. The divergences compare two members of one family,
@@ -1025,7 +1032,8 @@ print(
 #
 # $$ \begin{aligned}
 # H_q(X^{(t)},X^{(t-1)})&=H_q(X^{(t-1)},X^{(t)})\\
-# H_q(X^{(t-1)}\mid X^{(t)})+H_q(X^{(t)})&=H_q(X^{(t)}\mid X^{(t-1)})+H_q(X^{(t-1)})\\
+# H_q(X^{(t-1)}\mid X^{(t)})+H_q(X^{(t)})&=H_q(X^{(t)}\mid X^{(t-1)})\\
+# &\qquad{}+H_q(X^{(t-1)})\\
 # H_q(X^{(t-1)}\mid X^{(t)})&=H_q(X^{(t)}\mid X^{(t-1)})\\
 # &\qquad+H_q(X^{(t-1)})-H_q(X^{(t)})
 # \end{aligned} \tag{SD 25–27}\label{eq:sd-27} $$
@@ -1066,7 +1074,7 @@ print(
 # with its condition, **split** the joint entropies the other way round, where $H_q(X^{(0)})$ cancels, and
 # **insert** $\eqref{eq:sd-27}$:
 #
-# $$ \begin{aligned}
+# $$ \small\begin{aligned}
 # H_q(X^{(0)}\mid X^{(t)})&\ge H_q(X^{(0)}\mid X^{(t-1)})\\
 # H_q(X^{(t-1)})-H_q(X^{(t)})&\ge H_q(X^{(0)}\mid X^{(t-1)})+H_q(X^{(t-1)})\\
 # &\qquad-H_q(X^{(0)}\mid X^{(t)})-H_q(X^{(t)})\\
@@ -1079,9 +1087,10 @@ print(
 # This needs no assumption. Both together:
 #
 # $$ \begin{aligned}
-# H_q(X^{(t)}\mid X^{(t-1)})+H_q(X^{(t-1)}\mid X^{(0)})&-H_q(X^{(t)}\mid X^{(0)})\\
-# &\le H_q(X^{(t-1)}\mid X^{(t)})\\
-# &\le H_q(X^{(t)}\mid X^{(t-1)})
+# &H_q(X^{(t)}\mid X^{(t-1)})+H_q(X^{(t-1)}\mid X^{(0)})\\
+# &\quad{}-H_q(X^{(t)}\mid X^{(0)})\\
+# &\qquad\le H_q(X^{(t-1)}\mid X^{(t)})\\
+# &\qquad\le H_q(X^{(t)}\mid X^{(t-1)})
 # \end{aligned} \tag{SD 24, SD 36}\label{eq:sd-24} $$
 #
 # There is a shorter way to read the left end: by the chain rule given $X^{(0)}$ it *is*
@@ -1250,11 +1259,12 @@ print(
 # $\mathcal B(\rho)$ for a coin that shows 1 with probability $\rho$, forward for $q(x^{(t)}\mid x^{(t-1)})$ and
 # reverse for $p(x^{(t-1)}\mid x^{(t)})$:
 #
-# $$ \begin{array}{lll}
+# $$ \small\begin{array}{lll}
 # &\textbf{Gaussian}&\textbf{binomial}\\[2pt]
 # \pi&\mathcal N(0,\,1)&\mathcal B(m)\\[2pt]
 # \text{forward}&\mathcal N\big(\sqrt{1-\beta_t}\,x^{(t-1)},\,\beta_t\big)&\mathcal B\big((1-\beta_t)\,x^{(t-1)}+\beta_tm\big)\\[2pt]
-# \text{reverse}&\mathcal N\big(f_\mu(\mathbf x^{(t)},t),\,f_\Sigma(\mathbf x^{(t)},t)\big)&\mathcal B\big(f_b(\mathbf x^{(t)},t)\big)\\[2pt]
+# \text{reverse}&\mathcal N\big(f_\mu(\mathbf x^{(t)},t),&\mathcal B\big(f_b(\mathbf x^{(t)},t)\big)\\
+# &\qquad f_\Sigma(\mathbf x^{(t)},t)\big)&\\[2pt]
 # \text{learned}&f_\mu,\ f_\Sigma,\ \beta_2,\dots,\beta_T&f_b
 # \end{array} \tag{SD Table A1}\label{eq:sd-a1} $$
 #
@@ -2048,7 +2058,8 @@ assert errors["rising"][-1] > errors["rising"][2]
 #
 # $$\begin{aligned}
 # \tilde p\big(\mathbf x^{(t-1)}\mid\mathbf x^{(t)}\big)\approx\mathcal N\Big(\mathbf x^{(t-1)};\
-# &f_\mu(\mathbf x^{(t)},t)+f_\Sigma(\mathbf x^{(t)},t)\,\frac{\partial\log r(\mathbf x')}{\partial\mathbf x'}\bigg|_{\mathbf x'=f_\mu(\mathbf x^{(t)},t)},\\
+# &f_\mu(\mathbf x^{(t)},t)\\
+# &{}+f_\Sigma(\mathbf x^{(t)},t)\,\frac{\partial\log r(\mathbf x')}{\partial\mathbf x'}\bigg|_{\mathbf x'=f_\mu(\mathbf x^{(t)},t)},\\
 # &f_\Sigma(\mathbf x^{(t)},t)\Big)
 # \end{aligned}\tag{SD 61}\label{eq:sd-61}$$
 #
@@ -2641,8 +2652,10 @@ assert ((learned - lower) / (upper - lower))[1:].mean() > 0.6
 # through bit $i$ alone, because every bit has its own chain. So by **total probability** over the two values of
 # $x_i^{(0)}$,
 #
-# $$ q\big(x_i^{(t-1)}=1\mid\mathbf x^{(t)}\big)=\sum_{k=0}^{1}q\big(x_i^{(0)}=k\mid\mathbf x^{(t)}\big)\;
-#    q\big(x_i^{(t-1)}=1\mid x_i^{(t)},x_i^{(0)}=k\big): \tag{1.15}\label{eq:1-15} $$
+# $$ \begin{aligned}
+# &q\big(x_i^{(t-1)}=1\mid\mathbf x^{(t)}\big)\\
+# &\quad=\sum_{k=0}^{1}q\big(x_i^{(0)}=k\mid\mathbf x^{(t)}\big)\;q\big(x_i^{(t-1)}=1\mid x_i^{(t)},x_i^{(0)}=k\big):
+# \end{aligned} \tag{1.15}\label{eq:1-15} $$
 #
 # the reverse rate is the mixture of the two posteriors, which we know in closed form, weighted by the guess. What is
 # left to the network does not depend on the size of the step. The rate does: it is the bit itself, but for a
@@ -2690,8 +2703,12 @@ print("the mixture is the exact rate, for each of 16 words at each step")
 # $(1-\bar\alpha_t)m$ for the others; the four others are interchangeable. That leaves 350 kinds of words at each step
 # instead of a million words:
 #
-# $$ K_{\max}(T)=-\sum_{t=2}^{T}\sum_{n}q(n)\sum_{i=1}^{20}D_{\mathrm{KL}}\Big(q\big(x_i^{(t-1)}\mid x_i^{(t)},x_i^{(0)}\big)\,\Big\|\,
-#    q\big(x_i^{(t-1)}\mid x_i^{(t)},n\big)\Big)-\text{first step} \tag{1.16}\label{eq:1-16} $$
+# $$ \begin{aligned}
+# K_{\max}(T)={}&-\sum_{t=2}^{T}\sum_{n}q(n)\sum_{i=1}^{20}\\
+# &\quad{}\cdot D_{\mathrm{KL}}\Big(q\big(x_i^{(t-1)}\mid x_i^{(t)},x_i^{(0)}\big)\,\Big\|\,
+#    q\big(x_i^{(t-1)}\mid x_i^{(t)},n\big)\Big)\\
+# &-\text{first step}
+# \end{aligned} \tag{1.16}\label{eq:1-16} $$
 #
 # The first step's part is the last line of $\eqref{eq:1-4}$, with its sign turned. (There is no part of the end:
 # $\beta_T=1$, and the chain ends in $\pi$ exactly.)

@@ -125,7 +125,9 @@ plt.show()
 #
 # One step shrinks the data a little and adds a little Gaussian noise:
 #
-# $$ q(\mathbf x_t\mid\mathbf x_{t-1})=\mathcal N\big(\mathbf x_t;\ \sqrt{1-\beta_t}\,\mathbf x_{t-1},\ \beta_t\mathbf I\big) \tag{DDPM 2, IDDPM 1, IDDPM 2, ADM 15}\label{eq:ddpm-2} $$
+# $$ q(\mathbf x_t\mid\mathbf x_{t-1})=\mathcal N\big(\mathbf x_t;\ \sqrt{1-\beta_t}\,\mathbf x_{t-1},\ \beta_t\mathbf I\big) \tag{DDPM 2}\label{eq:ddpm-2} $$
+#
+# *Also IDDPM 1–2, ADM 15.*
 #
 # Why shrink at all, and why by a square root? Because then the size of the data never runs away. If $\mathbf x_{t-1}$
 # has variance 1, then **independent variances add**, and $\mathbf x_t$ has variance $(1-\beta_t)\cdot1+\beta_t=1$.
@@ -168,7 +170,9 @@ assert abs(sample.var() - 0.3) < 4 * 0.3 * (2 / 400_000) ** 0.5
 # By **induction**,
 #
 # $$ q(\mathbf x_t\mid\mathbf x_0)=\mathcal N\big(\mathbf x_t;\ \sqrt{\bar\alpha_t}\,\mathbf x_0,\ (1-\bar\alpha_t)\mathbf I\big),
-#    \qquad \bar\alpha_t=\prod_{s=1}^t\alpha_s \tag{DDPM 4, IDDPM 8, IDDPM 9, ADM 16, ADM 17}\label{eq:ddpm-4} $$
+#    \qquad \bar\alpha_t=\prod_{s=1}^t\alpha_s \tag{DDPM 4}\label{eq:ddpm-4} $$
+#
+# *Also IDDPM 8–9, ADM 16–17.*
 #
 # so $t$ steps cost as much as one:
 # $\mathbf x_t=\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon$. The check lets the single
@@ -223,7 +227,9 @@ print(
 # $$\begin{aligned}
 # p_\theta(\mathbf x_{0:T})&=p(\mathbf x_T)\prod_{t=1}^T p_\theta(\mathbf x_{t-1}\mid\mathbf x_t),\\
 # p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)&=\mathcal N\big(\mathbf x_{t-1};\ \boldsymbol\mu_\theta(\mathbf x_t,t),\ \boldsymbol\Sigma_\theta(\mathbf x_t,t)\big)
-# \end{aligned}\tag{DDPM 1, IDDPM 3, ADM 21}\label{eq:ddpm-1}$$
+# \end{aligned}\tag{DDPM 1}\label{eq:ddpm-1}$$
+#
+# *Also IDDPM 3, ADM 21.*
 #
 # Why may it be a Gaussian? By Bayes, the exact undoing $q(\mathbf x_{t-1}\mid\mathbf x_t)$ is
 # $q(\mathbf x_t\mid\mathbf x_{t-1})\,q(\mathbf x_{t-1})/q(\mathbf x_t)$. Read as a function of $\mathbf x_{t-1}$, the
@@ -277,9 +283,9 @@ assert abs(mean - m) < 1e-3 and abs(var - s2) < 1e-4
 # logarithms. Put in the factors of both chains, average over the data, and call the right side $L$:
 #
 # $$\begin{aligned}
-# \mathbb E\big[-\log p_\theta(\mathbf x_0)\big]
-# &\le\mathbb E_q\!\left[-\log\frac{p_\theta(\mathbf x_{0:T})}{q(\mathbf x_{1:T}\mid\mathbf x_0)}\right]\\
-# &=\mathbb E_q\!\left[-\log p(\mathbf x_T)-\sum_{t\ge1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_t\mid\mathbf x_{t-1})}\right]=:L
+# &\mathbb E\big[-\log p_\theta(\mathbf x_0)\big]
+# \le\mathbb E_q\!\left[-\log\frac{p_\theta(\mathbf x_{0:T})}{q(\mathbf x_{1:T}\mid\mathbf x_0)}\right]\\
+# &\quad=\mathbb E_q\!\left[-\log p(\mathbf x_T)-\sum_{t\ge1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_t\mid\mathbf x_{t-1})}\right]=:L
 # \end{aligned}\tag{DDPM 3}\label{eq:ddpm-3}$$
 #
 # Nothing in this used Gaussians. It holds for any two chains, and so we can test it, and all of its rearrangements,
@@ -390,7 +396,7 @@ print(f"with the exact undoing L = {tight:.6f} = H(x_0) nats")
 # **Split off the first step**, $t=1$, which will need no turning:
 #
 # $$\begin{aligned}
-# L=\mathbb E_q\!\bigg[-\log p(\mathbf x_T)&-\sum_{t>1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_t\mid\mathbf x_{t-1})}\\
+# L=\mathbb E_q\bigg[-\log p(\mathbf x_T)&-\sum_{t>1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_t\mid\mathbf x_{t-1})}\\
 # &-\log\frac{p_\theta(\mathbf x_0\mid\mathbf x_1)}{q(\mathbf x_1\mid\mathbf x_0)}\bigg]
 # \end{aligned}\tag{DDPM 19}$$
 #
@@ -402,7 +408,8 @@ print(f"with the exact undoing L = {tight:.6f} = H(x_0) nats")
 # Hence
 #
 # $$\begin{aligned}
-# L=\mathbb E_q\!\bigg[-\log p(\mathbf x_T)&-\sum_{t>1}\log\left(\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)}\cdot\frac{q(\mathbf x_{t-1}\mid\mathbf x_0)}{q(\mathbf x_t\mid\mathbf x_0)}\right)\\
+# L=\mathbb E_q\bigg[&-\log p(\mathbf x_T)\\
+# &-\sum_{t>1}\log\left(\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)}\cdot\frac{q(\mathbf x_{t-1}\mid\mathbf x_0)}{q(\mathbf x_t\mid\mathbf x_0)}\right)\\
 # &-\log\frac{p_\theta(\mathbf x_0\mid\mathbf x_1)}{q(\mathbf x_1\mid\mathbf x_0)}\bigg]
 # \end{aligned}\tag{DDPM 20}$$
 #
@@ -411,7 +418,7 @@ print(f"with the exact undoing L = {tight:.6f} = H(x_0) nats")
 # denominator of the last term:
 #
 # $$\begin{aligned}
-# L=\mathbb E_q\!\bigg[-\log\frac{p(\mathbf x_T)}{q(\mathbf x_T\mid\mathbf x_0)}&-\sum_{t>1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)}\\
+# L=\mathbb E_q\bigg[-\log\frac{p(\mathbf x_T)}{q(\mathbf x_T\mid\mathbf x_0)}&-\sum_{t>1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)}\\
 # &-\log p_\theta(\mathbf x_0\mid\mathbf x_1)\bigg]
 # \end{aligned}\tag{DDPM 21}$$
 #
@@ -419,10 +426,14 @@ print(f"with the exact undoing L = {tight:.6f} = H(x_0) nats")
 # $\mathbf x_0$, of the logarithm of $q/p_\theta$ is $D_{\mathrm{KL}}(q\,\|\,p_\theta)$.
 #
 # $$\begin{aligned}
-# L=\mathbb E_q\Big[&\underbrace{D_{\mathrm{KL}}\big(q(\mathbf x_T\mid\mathbf x_0)\,\big\|\,p(\mathbf x_T)\big)}_{L_T}\\
-# &+\sum_{t>1}\underbrace{D_{\mathrm{KL}}\big(q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)\,\big\|\,p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)\big)}_{L_{t-1}}
-# \ \underbrace{-\log p_\theta(\mathbf x_0\mid\mathbf x_1)}_{L_0}\Big]
-# \end{aligned}\tag{DDPM 5, DDPM 22, IDDPM 4–7, ADM 22–25}\label{eq:ddpm-5}$$
+# L&=\mathbb E_q\Big[L_T+\sum_{t>1}L_{t-1}+L_0\Big],\\
+# L_T&=D_{\mathrm{KL}}\big(q(\mathbf x_T\mid\mathbf x_0)\,\big\|\,p(\mathbf x_T)\big),\\
+# L_{t-1}&=D_{\mathrm{KL}}\big(q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)\\
+# &\qquad\qquad\big\|\,p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)\big),\\
+# L_0&=-\log p_\theta(\mathbf x_0\mid\mathbf x_1)
+# \end{aligned}\tag{DDPM 5, DDPM 22}\label{eq:ddpm-5}$$
+#
+# *Also IDDPM 4–7, ADM 22–25.*
 #
 # Each term now compares a learned undoing with an undoing that knows the answer. If both are Gaussian, the comparison
 # needs no sampling at all. In the five-state world every line above can be computed as it is printed:
@@ -496,8 +507,10 @@ print(
 #
 # $$\begin{aligned}
 # L&=\mathbb E_q\!\left[-\log p(\mathbf x_T)-\sum_{t\ge1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_t\mid\mathbf x_{t-1})}\right]\\
-# &=\mathbb E_q\!\left[-\log p(\mathbf x_T)-\sum_{t\ge1}\log\left(\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t)}\cdot\frac{q(\mathbf x_{t-1})}{q(\mathbf x_t)}\right)\right]\\
-# &=\mathbb E_q\!\left[-\log\frac{p(\mathbf x_T)}{q(\mathbf x_T)}-\sum_{t\ge1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t)}-\log q(\mathbf x_0)\right]
+# &=\mathbb E_q\bigg[-\log p(\mathbf x_T)\\
+# &\qquad\quad-\sum_{t\ge1}\log\left(\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t)}\cdot\frac{q(\mathbf x_{t-1})}{q(\mathbf x_t)}\right)\bigg]\\
+# &=\mathbb E_q\bigg[-\log\frac{p(\mathbf x_T)}{q(\mathbf x_T)}\\
+# &\qquad\quad-\sum_{t\ge1}\log\frac{p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)}{q(\mathbf x_{t-1}\mid\mathbf x_t)}-\log q(\mathbf x_0)\bigg]
 # \end{aligned}\tag{DDPM 23–25}$$
 #
 # Reading off divergences once more, with $H(\mathbf x_0)=\mathbb E[-\log q(\mathbf x_0)]$ for the entropy of the
@@ -505,7 +518,9 @@ print(
 #
 # $$\begin{aligned}
 # L={}&D_{\mathrm{KL}}\big(q(\mathbf x_T)\,\big\|\,p(\mathbf x_T)\big)\\
-# &+\mathbb E_q\Big[\sum_{t\ge1}D_{\mathrm{KL}}\big(q(\mathbf x_{t-1}\mid\mathbf x_t)\,\big\|\,p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)\big)\Big]+H(\mathbf x_0)
+# &+\mathbb E_q\Big[\sum_{t\ge1}D_{\mathrm{KL}}\big(q(\mathbf x_{t-1}\mid\mathbf x_t)\\
+# &\qquad\qquad\big\|\,p_\theta(\mathbf x_{t-1}\mid\mathbf x_t)\big)\Big]\\
+# &+H(\mathbf x_0)
 # \end{aligned}\tag{DDPM 16, DDPM 26}\label{eq:ddpm-16}$$
 #
 # The entropy is the price that any code pays. What a model can lose, it loses step by step, each time its undoing
@@ -568,10 +583,16 @@ print(
 # $1-\bar\alpha_{t-1}-k\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})$, which by the same bracket is
 # $(1-\bar\alpha_{t-1})\,\beta_t/(1-\bar\alpha_t)$. So
 #
-# $$ q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)=\mathcal N\big(\mathbf x_{t-1};\ \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0),\ \tilde\beta_t\mathbf I\big) \tag{DDPM 6, IDDPM 12, ADM 20}\label{eq:ddpm-6} $$
+# $$ q(\mathbf x_{t-1}\mid\mathbf x_t,\mathbf x_0)=\mathcal N\big(\mathbf x_{t-1};\ \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0),\ \tilde\beta_t\mathbf I\big) \tag{DDPM 6}\label{eq:ddpm-6} $$
 #
-# $$ \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0)=\frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\,\mathbf x_0+\frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\,\mathbf x_t,
-#    \qquad\tilde\beta_t=\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t \tag{DDPM 7, IDDPM 10, IDDPM 11, ADM 18, ADM 19}\label{eq:ddpm-7} $$
+# *Also IDDPM 12, ADM 20.*
+#
+# $$\begin{aligned}
+# \tilde{\boldsymbol\mu}_t(\mathbf x_t,\mathbf x_0)&=\frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}\,\mathbf x_0+\frac{\sqrt{\alpha_t}\,(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\,\mathbf x_t,\\
+# \tilde\beta_t&=\frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\,\beta_t
+# \end{aligned}\tag{DDPM 7}\label{eq:ddpm-7}$$
+#
+# *Also IDDPM 10–11, ADM 18–19.*
 #
 # Try the ends. Where a step adds no noise, $\beta_t\to0$, the guess is $\mathbf x_t$ itself and there is no doubt. At
 # $t=1$ we have $\bar\alpha_0=1$: the guess is $\mathbf x_0$, with no doubt, whatever $\mathbf x_1$ says. For the
@@ -684,24 +705,35 @@ plt.show()
 # $\boldsymbol\epsilon$, and by $\eqref{eq:ddpm-4}$, **solved for the data**,
 # $\mathbf x_0=(\mathbf x_t-\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon)/\sqrt{\bar\alpha_t}$.
 #
-# $$ L_{t-1}-C=\mathbb E_{\mathbf x_0,\boldsymbol\epsilon}\!\left[\frac1{2\sigma_t^2}\left\|\tilde{\boldsymbol\mu}_t\Big(\mathbf x_t,\ \tfrac{1}{\sqrt{\bar\alpha_t}}\big(\mathbf x_t-\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon\big)\Big)-\boldsymbol\mu_\theta(\mathbf x_t,t)\right\|^2\right] \tag{DDPM 9}\label{eq:ddpm-9} $$
+# $$\begin{aligned}
+# L_{t-1}-C=\mathbb E_{\mathbf x_0,\boldsymbol\epsilon}\bigg[\frac1{2\sigma_t^2}\bigg\|&\tilde{\boldsymbol\mu}_t\Big(\mathbf x_t,\ \tfrac{1}{\sqrt{\bar\alpha_t}}\big(\mathbf x_t-\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon\big)\Big)\\
+# &-\boldsymbol\mu_\theta(\mathbf x_t,t)\bigg\|^2\bigg]
+# \end{aligned}\tag{DDPM 9}\label{eq:ddpm-9}$$
 #
 # **Insert the formula for $\tilde{\boldsymbol\mu}_t$.** The factor in front of $\mathbf x_t$ becomes
 # $\frac{\beta_t}{(1-\bar\alpha_t)\sqrt{\alpha_t}}+\frac{\sqrt{\alpha_t}(1-\bar\alpha_{t-1})}{1-\bar\alpha_t}=\frac{\beta_t+\alpha_t-\bar\alpha_t}{(1-\bar\alpha_t)\sqrt{\alpha_t}}=\frac1{\sqrt{\alpha_t}}$,
 # using $\sqrt{\bar\alpha_{t-1}/\bar\alpha_t}=1/\sqrt{\alpha_t}$; and the factor of $\boldsymbol\epsilon$ becomes
 # $-\frac{1}{\sqrt{\alpha_t}}\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}$:
 #
-# $$ L_{t-1}-C=\mathbb E_{\mathbf x_0,\boldsymbol\epsilon}\!\left[\frac1{2\sigma_t^2}\left\|\frac1{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon\Big)-\boldsymbol\mu_\theta(\mathbf x_t,t)\right\|^2\right] \tag{DDPM 10}\label{eq:ddpm-10} $$
+# $$\begin{aligned}
+# L_{t-1}-C=\mathbb E_{\mathbf x_0,\boldsymbol\epsilon}\bigg[\frac1{2\sigma_t^2}\bigg\|&\frac1{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon\Big)\\
+# &-\boldsymbol\mu_\theta(\mathbf x_t,t)\bigg\|^2\bigg]
+# \end{aligned}\tag{DDPM 10}\label{eq:ddpm-10}$$
 #
 # Look at what the network has to produce. It is given $\mathbf x_t$; it should answer $\mathbf x_t$, rescaled, minus
 # a small multiple of the noise. **Only the noise is unknown**, so let the network answer that, and do the rest by
 # formula:
 #
-# $$ \boldsymbol\mu_\theta(\mathbf x_t,t)=\frac1{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon_\theta(\mathbf x_t,t)\Big) \tag{DDPM 11, IDDPM 13, ADM 27}\label{eq:ddpm-11} $$
+# $$ \boldsymbol\mu_\theta(\mathbf x_t,t)=\frac1{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon_\theta(\mathbf x_t,t)\Big) \tag{DDPM 11}\label{eq:ddpm-11} $$
+#
+# *Also IDDPM 13, ADM 27.*
 #
 # With this choice $\mathbf x_t$ **cancels in the difference**, and one squared factor comes out of the norm:
 #
-# $$ L_{t-1}-C=\mathbb E_{\mathbf x_0,\boldsymbol\epsilon}\!\left[\frac{\beta_t^2}{2\sigma_t^2\alpha_t(1-\bar\alpha_t)}\Big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta\big(\underbrace{\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon}_{\mathbf x_t},\ t\big)\Big\|^2\right] \tag{DDPM 12}\label{eq:ddpm-12} $$
+# $$\begin{aligned}
+# L_{t-1}-C=\mathbb E_{\mathbf x_0,\boldsymbol\epsilon}\bigg[&\frac{\beta_t^2}{2\sigma_t^2\alpha_t(1-\bar\alpha_t)}\\
+# &\cdot\Big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta\big(\underbrace{\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon}_{\mathbf x_t},\ t\big)\Big\|^2\bigg]
+# \end{aligned}\tag{DDPM 12}\label{eq:ddpm-12}$$
 #
 # A network that removes noise has learned all that a generative model needs. The same algebra gives its guess of the
 # data, which the paper prints much later and which we shall look at all the time:
@@ -806,7 +838,9 @@ assert share_mean.max() < 1e-3 and share_eps[0] > 0.9
 #
 # The weight in $\eqref{eq:ddpm-12}$ was dictated by the likelihood. The paper drops it:
 #
-# $$ L_{\mathrm{simple}}(\theta)=\mathbb E_{t,\mathbf x_0,\boldsymbol\epsilon}\Big[\big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta\big(\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon,\ t\big)\big\|^2\Big] \tag{DDPM 14, IDDPM 14, ADM 26}\label{eq:ddpm-14} $$
+# $$ L_{\mathrm{simple}}(\theta)=\mathbb E_{t,\mathbf x_0,\boldsymbol\epsilon}\Big[\big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta\big(\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon,\ t\big)\big\|^2\Big] \tag{DDPM 14}\label{eq:ddpm-14} $$
+#
+# *Also IDDPM 14, ADM 26.*
 #
 # with $t$ uniform on $1\dots T$. Is that allowed? A network that could represent any function would find the same
 # answer: each $t$ has a regression of its own, and **the minimiser of a sum of separate terms does not depend on
@@ -913,8 +947,8 @@ print(
 # later work asks for:
 #
 # $$\begin{aligned}
-# \mathbb E[\mathbf x_0\mid\mathbf x_t]&=\frac{\mathbf x_t+(1-\bar\alpha_t)\,\nabla\log q(\mathbf x_t)}{\sqrt{\bar\alpha_t}},\qquad
-# \mathbb E[\boldsymbol\epsilon\mid\mathbf x_t]=-\sqrt{1-\bar\alpha_t}\;\nabla\log q(\mathbf x_t),\\
+# \mathbb E[\mathbf x_0\mid\mathbf x_t]&=\frac{\mathbf x_t+(1-\bar\alpha_t)\,\nabla\log q(\mathbf x_t)}{\sqrt{\bar\alpha_t}},\\
+# \mathbb E[\boldsymbol\epsilon\mid\mathbf x_t]&=-\sqrt{1-\bar\alpha_t}\;\nabla\log q(\mathbf x_t),\\
 # \mathbb E[\mathbf v\mid\mathbf x_t]&=\frac{\mathbb E[\boldsymbol\epsilon\mid\mathbf x_t]-\sqrt{1-\bar\alpha_t}\,\mathbf x_t}{\sqrt{\bar\alpha_t}}
 # \end{aligned}\tag{2.1}\label{eq:2-1}$$
 #
@@ -958,8 +992,11 @@ print("noise, data, v, mean and score: one quantity, at t = 20, 200, 600")
 # Training is now a loop of three lines. Draw an example, a step, and noise; move the weights a little downhill.
 #
 # $$\begin{array}{l}
-# \textbf{repeat}\quad \mathbf x_0\sim q(\mathbf x_0);\quad t\sim\mathrm{Uniform}\{1,\dots,T\};\quad \boldsymbol\epsilon\sim\mathcal N(\mathbf 0,\mathbf I)\\
-# \qquad\text{gradient step on}\quad \nabla_\theta\big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta(\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon,\ t)\big\|^2\\
+# \textbf{repeat}\\
+# \quad \mathbf x_0\sim q(\mathbf x_0);\quad t\sim\mathrm{Uniform}\{1,\dots,T\}\\
+# \quad \boldsymbol\epsilon\sim\mathcal N(\mathbf 0,\mathbf I)\\
+# \quad\text{gradient step on}\\
+# \qquad\nabla_\theta\big\|\boldsymbol\epsilon-\boldsymbol\epsilon_\theta(\sqrt{\bar\alpha_t}\,\mathbf x_0+\sqrt{1-\bar\alpha_t}\,\boldsymbol\epsilon,\ t)\big\|^2\\
 # \textbf{until converged}
 # \end{array}\tag{DDPM Alg. 1}\label{eq:ddpm-alg-1}$$
 #
@@ -968,8 +1005,9 @@ print("noise, data, v, mean and score: one quantity, at t = 20, 200, 600")
 #
 # $$\begin{array}{l}
 # \mathbf x_T\sim\mathcal N(\mathbf 0,\mathbf I)\\
-# \textbf{for}\ t=T,\dots,1:\quad \mathbf z\sim\mathcal N(\mathbf 0,\mathbf I)\ \text{if}\ t>1,\ \text{else}\ \mathbf z=\mathbf 0\\
-# \qquad \mathbf x_{t-1}=\frac{1}{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{1-\alpha_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon_\theta(\mathbf x_t,t)\Big)+\sigma_t\mathbf z\\
+# \textbf{for}\ t=T,\dots,1:\\
+# \quad \mathbf z\sim\mathcal N(\mathbf 0,\mathbf I)\ \text{if}\ t>1,\ \text{else}\ \mathbf z=\mathbf 0\\
+# \quad \mathbf x_{t-1}=\frac{1}{\sqrt{\alpha_t}}\Big(\mathbf x_t-\frac{1-\alpha_t}{\sqrt{1-\bar\alpha_t}}\,\boldsymbol\epsilon_\theta(\mathbf x_t,t)\Big)+\sigma_t\mathbf z\\
 # \textbf{return}\ \mathbf x_0
 # \end{array}\tag{DDPM Alg. 2}\label{eq:ddpm-alg-2}$$
 #
@@ -1106,8 +1144,8 @@ plt.show()
 #
 # $$\begin{aligned}
 # p_\theta(\mathbf x_0\mid\mathbf x_1)&=\prod_{i=1}^D\int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)}\mathcal N\big(x;\ \mu_\theta^i(\mathbf x_1,1),\ \sigma_1^2\big)\,dx,\\
-# \delta_+(x)&=\begin{cases}\infty&x=1\\x+\frac1{255}&x<1\end{cases}\qquad
-# \delta_-(x)=\begin{cases}-\infty&x=-1\\x-\frac1{255}&x>-1\end{cases}
+# \delta_+(x)&=\begin{cases}\infty&x=1\\x+\frac1{255}&x<1\end{cases}\\
+# \delta_-(x)&=\begin{cases}-\infty&x=-1\\x-\frac1{255}&x>-1\end{cases}
 # \end{aligned}\tag{DDPM 13}\label{eq:ddpm-13}$$
 #
 # And which $\sigma_1$? With $\tilde\beta_1=0$ the Gaussian would be infinitely sharp, and $\sigma_1^2=\beta_1$ is a
@@ -1556,8 +1594,8 @@ assert fid_noise > 10 * far["as they are"]
 # On CIFAR-10, after 800,000 steps, the paper measured this. The entries are FID, a distance of samples from data: the
 # smaller the better.
 #
-# $$\begin{array}{lcc}
-# \text{trained on}&\text{asked for }\tilde{\boldsymbol\mu}&\text{asked for }\boldsymbol\epsilon\\ \hline
+# $$\small\begin{array}{lcc}
+# \text{trained on; asked for:}&\tilde{\boldsymbol\mu}&\boldsymbol\epsilon\\ \hline
 # L,\ \text{learned diagonal }\boldsymbol\Sigma&23.69&\text{unstable}\\
 # L,\ \text{fixed }\sigma_t^2\mathbf I&13.22&13.51\\
 # \text{squared error, no weights}&\text{unstable}&\mathbf{3.17}
@@ -1810,13 +1848,15 @@ for row in (
 #
 # $$\begin{array}{l}
 # \text{send}\ \ \mathbf x_T\sim q(\mathbf x_T\mid\mathbf x_0)\ \ \text{using}\ \ p(\mathbf x_T)\\
-# \textbf{for}\ t=T-1,\dots,1:\quad\text{send}\ \ \mathbf x_t\sim q(\mathbf x_t\mid\mathbf x_{t+1},\mathbf x_0)\ \ \text{using}\ \ p_\theta(\mathbf x_t\mid\mathbf x_{t+1})\\
+# \textbf{for}\ t=T-1,\dots,1:\\
+# \quad\text{send}\ \ \mathbf x_t\sim q(\mathbf x_t\mid\mathbf x_{t+1},\mathbf x_0)\ \ \text{using}\ \ p_\theta(\mathbf x_t\mid\mathbf x_{t+1})\\
 # \text{send}\ \ \mathbf x_0\ \ \text{using}\ \ p_\theta(\mathbf x_0\mid\mathbf x_1)
 # \end{array}\tag{DDPM Alg. 3}\label{eq:ddpm-alg-3}$$
 #
 # $$\begin{array}{l}
 # \text{receive}\ \ \mathbf x_T\ \ \text{using}\ \ p(\mathbf x_T)\\
-# \textbf{for}\ t=T-1,\dots,0:\quad\text{receive}\ \ \mathbf x_t\ \ \text{using}\ \ p_\theta(\mathbf x_t\mid\mathbf x_{t+1})\\
+# \textbf{for}\ t=T-1,\dots,0:\\
+# \quad\text{receive}\ \ \mathbf x_t\ \ \text{using}\ \ p_\theta(\mathbf x_t\mid\mathbf x_{t+1})\\
 # \textbf{return}\ \mathbf x_0
 # \end{array}\tag{DDPM Alg. 4}\label{eq:ddpm-alg-4}$$
 #

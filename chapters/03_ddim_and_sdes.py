@@ -896,7 +896,8 @@ plt.show()
 # What the eye sees has a number, the Fréchet distance of section 2.13, on features, between 500 digits and the 1,438
 # that were trained on. The paper's Table 1, on CIFAR-10 and CelebA, makes two claims:
 #
-# $$ \begin{array}{l} \text{few steps: the smaller }\eta\text{, the better, and }\hat\sigma\text{ is far behind;}\\
+# $$ \begin{array}{l} \text{few steps: the smaller }\eta\text{, the better,}\\
+#    \quad\text{and }\hat\sigma\text{ is far behind;}\\
 #    \text{many steps: all come close, and }\hat\sigma\text{ is no worse.} \end{array}\tag{DDIM Table 1} $$
 #
 # The uniform sub-sequence of the paper's code keeps $0,\ T/S,\ 2T/S\dots$ in the library's counting and so never the

@@ -481,7 +481,9 @@ assert v_shipped[0] > 0.5 and v_perfect[0] < 0.1 and v_shipped[98:600].max() < 0
 # Let the network have a second output of the same size as the picture, $v$, and let it place the variance of every
 # pixel between the two ends **on a logarithmic scale**:
 #
-# $$ \Sigma_\theta(x_t,t)=\exp\!\big(v\log\beta_t+(1-v)\log\tilde\beta_t\big) \tag{IDDPM 15, ADM 1}\label{eq:iddpm-15} $$
+# $$ \Sigma_\theta(x_t,t)=\exp\!\big(v\log\beta_t+(1-v)\log\tilde\beta_t\big) \tag{IDDPM 15}\label{eq:iddpm-15} $$
+#
+# *Also ADM 1.*
 #
 # Why so, and not simply a network that gives $\log\sigma^2$? The paper of 2020 tried that; beside the noise as the
 # question its Table 2 says "unstable", and beside the mean the learned variance spoils the samples (section 2.14).
@@ -800,7 +802,8 @@ plt.show()
 # and takes a squared cosine:
 #
 # $$\begin{aligned}
-# \bar\alpha_t=\frac{f(t)}{f(0)},\qquad f(t)&=\cos^2\!\left(\frac{t/T+s}{1+s}\cdot\frac\pi2\right),\\
+# \bar\alpha_t&=\frac{f(t)}{f(0)},\\
+# f(t)&=\cos^2\!\left(\frac{t/T+s}{1+s}\cdot\frac\pi2\right),\\
 # \beta_t&=\min\!\left(1-\frac{\bar\alpha_t}{\bar\alpha_{t-1}},\ 0.999\right),\qquad s=0.008
 # \end{aligned}\tag{IDDPM 17}\label{eq:iddpm-17}$$
 #
@@ -1121,10 +1124,10 @@ print("half the squared error times the loss of SNR = the library's term, on bot
 # cleaner end gets a lower height: **a finer upper sum of a falling function is never larger**. With steps refined
 # without end the sum becomes the integral, and with it the schedule is gone:
 #
-# $$ \sum_{t=2}^{T}L_{t-1}\ \ge\ \frac12\int_{\mathrm{SNR}_T}^{\mathrm{SNR}_1}\mathrm{mmse}(s)\,ds,
-#    \qquad\text{with equality in the limit of small steps} \tag{4.11}\label{eq:4-11} $$
+# $$ \sum_{t=2}^{T}L_{t-1}\ \ge\ \frac12\int_{\mathrm{SNR}_T}^{\mathrm{SNR}_1}\mathrm{mmse}(s)\,ds, \tag{4.11}\label{eq:4-11} $$
 #
-# Only the two ends remain, the first noise and the last. What is between them is the business of the number of steps.
+# with equality in the limit of small steps. Only the two ends remain, the first noise and the last. What is between
+# them is the business of the number of steps.
 #
 # And how good can the whole bound become? Let the range be everything, from no signal to no noise. Small reverse
 # steps of a Gaussian chain are Gaussian with the variance $\tilde\beta_t$ (its distance from $\beta_t$ is of second
@@ -1575,13 +1578,13 @@ assert squares["hybrid"].mean() < 5 * squares["hybrid"].sqrt().mean() ** 2
 # estimate $\ell/p_t$ has the mean square $\sum_tp_t\,a_t^2/p_t^2=\sum_ta_t^2/p_t$. Write
 # $a_t=(a_t/\sqrt{p_t})\sqrt{p_t}$ and use **Cauchy–Schwarz**:
 #
-# $$ \Big(\sum_ta_t\Big)^2\le\ \sum_t\frac{a_t^2}{p_t}\cdot\sum_tp_t=\sum_t\frac{a_t^2}{p_t},
-#    \qquad\text{equal where }\frac{a_t}{p_t}\text{ is the same for all }t \tag{4.13}\label{eq:4-13} $$
+# $$ \Big(\sum_ta_t\Big)^2\le\ \sum_t\frac{a_t^2}{p_t}\cdot\sum_tp_t=\sum_t\frac{a_t^2}{p_t}, \tag{4.13}\label{eq:4-13} $$
 #
-# So $p_t\propto a_t$: this is $\eqref{eq:iddpm-18}$. A **Lagrange multiplier** says the same, $-a_t^2/p_t^2+\mu=0$.
-# Note what it is that enters: the root of the mean *square*, not the mean; a step whose loss varies much from picture
-# to picture deserves more visits. Uniform draws have the mean square $T\sum_ta_t^2$, so the gain is the mean of $a^2$
-# over the square of the mean of $a$: one if all steps are equally loud, and large for us.
+# equal where $a_t/p_t$ is the same for all $t$. So $p_t\propto a_t$: this is $\eqref{eq:iddpm-18}$. A **Lagrange
+# multiplier** says the same, $-a_t^2/p_t^2+\mu=0$. Note what it is that enters: the root of the mean *square*, not the
+# mean; a step whose loss varies much from picture to picture deserves more visits. Uniform draws have the mean square
+# $T\sum_ta_t^2$, so the gain is the mean of $a^2$ over the square of the mean of $a$: one if all steps are equally
+# loud, and large for us.
 #
 # What is left is $(\sum a_t)^2-(\sum L_t)^2$, owed to the spread of pictures and noise at fixed $t$, and no law of
 # $t$ can touch it.
@@ -2257,7 +2260,7 @@ assert answers.shape == (2, 2, 8, 8)
 # samples.
 #
 # $$\begin{array}{rllcc}
-# T&\text{schedule}&\text{objective}&\text{bits/dim}&\text{FID}\\ \hline
+# T&\text{schedule}&\text{loss}&\text{bits/dim}&\text{FID}\\ \hline
 # 1000&\text{linear}&L_{\mathrm{simple}}&3.73&3.29\\
 # 4000&\text{linear}&L_{\mathrm{simple}}&3.37&\mathbf{2.90}\\
 # 4000&\text{linear}&L_{\mathrm{hybrid}}&3.26&3.07\\
@@ -2412,9 +2415,11 @@ assert torch.cat(drawn).max() < 1000 and 0.4 < (1 - 1 / 1000) ** 768 < 0.5
 # as a line, $\sigma_t^{*2}$ lies between $\tilde\beta$ and $\beta$ $\eqref{eq:4-3}$. **Divide one end by the other**,
 # with $\eqref{eq:iddpm-19}$:
 #
-# $$ \rho_t=\frac{\beta_{S_t}}{\tilde\beta_{S_t}}=\frac{1-\bar\alpha_{S_t}}{1-\bar\alpha_{S_{t-1}}},\qquad
-#    \text{price}\le\begin{cases}\frac12\,(\rho_t-1-\log\rho_t)&\text{for }\sigma^2=\tilde\beta_{S_t}\\
-#    \frac12\,(\log\rho_t+1/\rho_t-1)&\text{for }\sigma^2=\beta_{S_t}\end{cases} \tag{4.17}\label{eq:4-17} $$
+# $$\begin{aligned}
+# \rho_t&=\frac{\beta_{S_t}}{\tilde\beta_{S_t}}=\frac{1-\bar\alpha_{S_t}}{1-\bar\alpha_{S_{t-1}}},\\
+# \text{price}&\le\begin{cases}\frac12\,(\rho_t-1-\log\rho_t)&\text{for }\sigma^2=\tilde\beta_{S_t}\\
+#    \frac12\,(\log\rho_t+1/\rho_t-1)&\text{for }\sigma^2=\beta_{S_t}\end{cases}
+# \end{aligned}\tag{4.17}\label{eq:4-17}$$
 #
 # The room between the two is the factor by which the noise power grows in one step. Between neighbours of a thousand
 # steps it is close to 1 almost everywhere, and a choice in so narrow a room hardly matters. Between neighbours of 25
@@ -2806,7 +2811,10 @@ plt.show()
 # What can be gained? In bits, little, and we can say how little. For the true distributions, **by the definition of
 # mutual information**, and since it is symmetric and an entropy is not negative,
 #
-# $$ 0\ \le\ \mathbb E\big[\log_2 q(x\mid y)\big]-\mathbb E\big[\log_2 q(x)\big]=I(x;y)=H(y)-H(y\mid x)\ \le\ H(y) \tag{4.19}\label{eq:4-19} $$
+# $$\begin{aligned}
+# 0&\le\mathbb E\big[\log_2 q(x\mid y)\big]-\mathbb E\big[\log_2 q(x)\big]\\
+# &=I(x;y)=H(y)-H(y\mid x)\ \le\ H(y)
+# \end{aligned}\tag{4.19}\label{eq:4-19}$$
 #
 # A label is worth at most its own entropy: for ten digits $\log_2 10$ bits an image, spread over 64 pixels. For an
 # image of a thousand classes and $64\times64\times3$ dimensions it is less than a thousandth of a bit per dimension.

@@ -429,13 +429,13 @@ for now, after in ("ab", "bc", "cd"):
 # have:
 #
 # $$\begin{aligned}
-# \hat q(x_t\mid x_{t+1},y)&\\
-# &=\frac{\hat q(x_t,x_{t+1},y)}{\hat q(x_{t+1},y)}
-# =\frac{\hat q(x_t,x_{t+1},y)}{\hat q(y\mid x_{t+1})\,\hat q(x_{t+1})}\\
+# \hat q(x_t\mid x_{t+1},y)
+# &=\frac{\hat q(x_t,x_{t+1},y)}{\hat q(x_{t+1},y)}\\
+# &=\frac{\hat q(x_t,x_{t+1},y)}{\hat q(y\mid x_{t+1})\,\hat q(x_{t+1})}\\
 # &=\frac{\hat q(x_t\mid x_{t+1})\,\hat q(y\mid x_t,x_{t+1})\,\hat q(x_{t+1})}{\hat q(y\mid x_{t+1})\,\hat q(x_{t+1})}\\
 # &=\frac{\hat q(x_t\mid x_{t+1})\,\hat q(y\mid x_t,x_{t+1})}{\hat q(y\mid x_{t+1})}\\
-# &=\frac{\hat q(x_t\mid x_{t+1})\,\hat q(y\mid x_t)}{\hat q(y\mid x_{t+1})}
-# =\frac{q(x_t\mid x_{t+1})\,\hat q(y\mid x_t)}{\hat q(y\mid x_{t+1})}
+# &=\frac{\hat q(x_t\mid x_{t+1})\,\hat q(y\mid x_t)}{\hat q(y\mid x_{t+1})}\\
+# &=\frac{q(x_t\mid x_{t+1})\,\hat q(y\mid x_t)}{\hat q(y\mid x_{t+1})}
 # \end{aligned}\tag{ADM 54–60}\label{eq:adm-54}$$
 #
 # Read the result aloud. To walk back towards a three, take the step back that you would take anyway, and weigh each
@@ -1125,18 +1125,21 @@ plt.show()
 # $\Sigma^{-1}$, the logarithm is almost a straight line, **by Taylor's first order** at $\mu$:
 #
 # $$\begin{aligned}
-# \log p_\phi(y\mid x_t)&\approx\log p_\phi(y\mid x_t)\big|_{x_t=\mu}+(x_t-\mu)^{\mathsf T}\,\nabla_{x_t}\log p_\phi(y\mid x_t)\big|_{x_t=\mu}\\
-# &=(x_t-\mu)^{\mathsf T}g+C_1,\qquad g=\nabla_{x_t}\log p_\phi(y\mid x_t)\big|_{x_t=\mu}
+# \log p_\phi(y\mid x_t)&\approx\log p_\phi(y\mid x_t)\big|_{x_t=\mu}\\
+# &\quad+(x_t-\mu)^{\mathsf T}\,\nabla_{x_t}\log p_\phi(y\mid x_t)\big|_{x_t=\mu}\\
+# &=(x_t-\mu)^{\mathsf T}g+C_1,\\
+# g&=\nabla_{x_t}\log p_\phi(y\mid x_t)\big|_{x_t=\mu}
 # \end{aligned}\tag{ADM 5–6}\label{eq:adm-5}$$
 #
 # Add the two logarithms and **complete the square**:
 #
 # $$\begin{aligned}
-# \log\big(p_\theta(x_t\mid x_{t+1})&\,p_\phi(y\mid x_t)\big)\\
-# &\approx-\tfrac12(x_t-\mu)^{\mathsf T}\Sigma^{-1}(x_t-\mu)+(x_t-\mu)^{\mathsf T}g+C_2\\
-# &=-\tfrac12(x_t-\mu-\Sigma g)^{\mathsf T}\Sigma^{-1}(x_t-\mu-\Sigma g)+\tfrac12g^{\mathsf T}\Sigma g+C_2\\
-# &=-\tfrac12(x_t-\mu-\Sigma g)^{\mathsf T}\Sigma^{-1}(x_t-\mu-\Sigma g)+C_3\\
-# &=\log p(z)+C_4,\qquad z\sim\mathcal N(\mu+\Sigma g,\Sigma)
+# &\log\big(p_\theta(x_t\mid x_{t+1})\,p_\phi(y\mid x_t)\big)\\
+# &\quad\approx-\tfrac12(x_t-\mu)^{\mathsf T}\Sigma^{-1}(x_t-\mu)+(x_t-\mu)^{\mathsf T}g+C_2\\
+# &\quad=-\tfrac12(x_t-\mu-\Sigma g)^{\mathsf T}\Sigma^{-1}(x_t-\mu-\Sigma g)\\
+# &\quad\qquad+\tfrac12g^{\mathsf T}\Sigma g+C_2\\
+# &\quad=-\tfrac12(x_t-\mu-\Sigma g)^{\mathsf T}\Sigma^{-1}(x_t-\mu-\Sigma g)+C_3\\
+# &\quad=\log p(z)+C_4,\qquad z\sim\mathcal N(\mu+\Sigma g,\Sigma)
 # \end{aligned}\tag{ADM 7–10}\label{eq:adm-7}$$
 #
 # The step keeps its width and leans uphill, by the slope times its own variance. You have seen this algebra before:
@@ -1595,8 +1598,9 @@ print("Algorithm 1, ours and the library's: the same samples, at μ and at x_t")
 # A wish multiplies the density, and **the logarithm of a product is a sum**:
 #
 # $$\begin{aligned}
-# \nabla_{x_t}\log\big(p_\theta(x_t)\,p_\phi(y\mid x_t)\big)&=\nabla_{x_t}\log p_\theta(x_t)+\nabla_{x_t}\log p_\phi(y\mid x_t)\\
-# &=-\frac1{\sqrt{1-\bar\alpha_t}}\,\epsilon_\theta(x_t)+\nabla_{x_t}\log p_\phi(y\mid x_t)
+# &\nabla_{x_t}\log\big(p_\theta(x_t)\,p_\phi(y\mid x_t)\big)\\
+# &\quad=\nabla_{x_t}\log p_\theta(x_t)+\nabla_{x_t}\log p_\phi(y\mid x_t)\\
+# &\quad=-\frac1{\sqrt{1-\bar\alpha_t}}\,\epsilon_\theta(x_t)+\nabla_{x_t}\log p_\phi(y\mid x_t)
 # \end{aligned}\tag{ADM 12–13}\label{eq:adm-12}$$
 #
 # **Read $\eqref{eq:adm-11}$ backwards**: this is the score of a network whose guess of the noise is
@@ -1608,8 +1612,9 @@ print("Algorithm 1, ours and the library's: the same samples, at μ and at x_t")
 # $$\begin{aligned}
 # &x_T\sim\mathcal N(0,I)\\
 # &\textbf{for }t=T,\dots,1:\\
-# &\qquad\hat\epsilon\leftarrow\epsilon_\theta(x_t)-\sqrt{1-\bar\alpha_t}\;\nabla_{x_t}\log p_\phi(y\mid x_t)\\
-# &\qquad x_{t-1}\leftarrow\sqrt{\bar\alpha_{t-1}}\,\Big(\frac{x_t-\sqrt{1-\bar\alpha_t}\,\hat\epsilon}{\sqrt{\bar\alpha_t}}\Big)+\sqrt{1-\bar\alpha_{t-1}}\,\hat\epsilon
+# &\quad\hat\epsilon\leftarrow\epsilon_\theta(x_t)-\sqrt{1-\bar\alpha_t}\;\nabla_{x_t}\log p_\phi(y\mid x_t)\\
+# &\quad x_{t-1}\leftarrow\sqrt{\bar\alpha_{t-1}}\,\Big(\frac{x_t-\sqrt{1-\bar\alpha_t}\,\hat\epsilon}{\sqrt{\bar\alpha_t}}\Big)
+# +\sqrt{1-\bar\alpha_{t-1}}\,\hat\epsilon
 # \end{aligned}\tag{ADM Alg. 2}\label{eq:adm-alg-2}$$
 #
 # The paper prints $\eqref{eq:adm-14}$ without a scale, and its Algorithm 2 lists $s$ among the inputs and never uses
@@ -1915,13 +1920,14 @@ plt.show()
 # Bring all that holds $m$ or $V$ to the left, and multiply by $\sqrt u\,(c-u)^{-s}/(2u)$ and by $(c-u)^{-2s}$. The
 # left sides become the derivatives of $m\sqrt u\,(c-u)^{-s}$ and of $V\,u\,(c-u)^{-2s}$ (**integrating factors**); on
 # the right stand powers of $c-u$, to be integrated from 0 to 1. In the ODE the noise is gone, with half of the score;
-# its drift is $x-x+s\,\nabla\log p(y\mid x)$, so that $dV/du=-s\,V/(c-u)$, from $V=1$:
+# its drift is $x-x+s\,\nabla\log p(y\mid x)$, so that $dV/du=-s\,V/(c-u)$, from $V=1$. The guided chain, the
+# guided ODE and the tilted density have
 #
 # $$\begin{aligned}
-# \text{guided chain:}\quad &m=\Big[1-\Big(\frac{r^2}{1+r^2}\Big)^{s}\Big]\,y,&
+# \text{chain:}\quad &m=\Big[1-\Big(\frac{r^2}{1+r^2}\Big)^{s}\Big]\,y,&
 # V&=\frac{r^2-r^{4s}(1+r^2)^{1-2s}}{2s-1}\\
-# \text{guided ODE:}\quad& & V&=\Big(\frac{r^2}{1+r^2}\Big)^{s}\\
-# \text{tilted density:}\quad &m=\frac{s}{s+r^2}\,y,&V&=\frac{r^2}{s+r^2}
+# \text{ODE:}\quad& & V&=\Big(\frac{r^2}{1+r^2}\Big)^{s}\\
+# \text{density:}\quad &m=\frac{s}{s+r^2}\,y,&V&=\frac{r^2}{s+r^2}
 # \end{aligned}\tag{5.16}\label{eq:5-16}$$
 #
 # At $s=1$ the three lines are one. For $s>1$ each has an answer of its own: the chain goes nearer to $y$ than the
@@ -2086,7 +2092,10 @@ plt.show()
 # The two numbers also meet when a classifier guides a model that *already* knows the class, which is what the paper's
 # best results do. $\eqref{eq:5-3}$ said it of a step; of scores, **Bayes' rule** says
 #
-# $$ \nabla\log p(x_t\mid y)+s\,\nabla\log p(y\mid x_t)=\nabla\log p(x_t)+(1+s)\,\nabla\log p(y\mid x_t) \tag{5.18}\label{eq:5-18} $$
+# $$\begin{aligned}
+# &\nabla\log p(x_t\mid y)+s\,\nabla\log p(y\mid x_t)\\
+# &\quad=\nabla\log p(x_t)+(1+s)\,\nabla\log p(y\mid x_t)
+# \end{aligned}\tag{5.18}\label{eq:5-18}$$
 #
 # so the paper's $s$ for its conditional models is this $w$. In theory a conditional model with $s$ and an
 # unconditional one with $1+s$ are interchangeable. In practice they are not, because networks and classifiers have
@@ -2279,9 +2288,9 @@ torch.testing.assert_close(naive_block(block, x, e), block(x, e))
 # %% [markdown]
 # Why should it help? Look at what adding *before* a norm cannot do. **Group normalisation takes out the mean of a
 # group and divides by its spread**, so it is blind to anything that is common to the group's channels and places, and
-# to any positive factor:
+# to any positive factor. For one $a>0$ and one $b$ a group,
 #
-# $$ \mathrm{GroupNorm}(a\,h+b)=\mathrm{GroupNorm}(h)\qquad\text{for one } a>0 \text{ and } b \text{ a group.} \tag{5.21}\label{eq:5-21} $$
+# $$ \mathrm{GroupNorm}(a\,h+b)=\mathrm{GroupNorm}(h). \tag{5.21}\label{eq:5-21} $$
 #
 # A time that is added before the norm has its common part erased, and can set the size of nothing. After the norm,
 # $y_s$ is a volume knob for each channel and $y_b$ an offset that stays. A denoiser has a use for such knobs: what it
@@ -2402,9 +2411,10 @@ for rescale, expected in ((True, 2.0**-6), (False, 1.0)):
 # On ImageNet at $128\times128$, batch 256, the paper changed one thing at a time and measured the FID, without
 # guidance, after 700 and 1,200 thousand updates:
 #
-# $$\begin{array}{lcc}
+# $$\small\begin{array}{lcc}
 # \text{change}&\text{700k}&\text{1200k}\\ \hline
-# \text{none: 160 channels, 2 blocks a level, 1 head, attention at }16&15.33&13.21\\
+# \text{none: 160 channels, 2 blocks a level,}&&\\
+# \quad\text{1 head, attention at }16&15.33&13.21\\
 # \text{128 channels, 4 blocks a level}&-0.21&-0.48\\
 # \text{4 heads}&-0.54&-0.82\\
 # \text{attention at }32,16,8&-0.72&-0.66\\
@@ -2416,11 +2426,11 @@ for rescale, expected in ((True, 2.0**-6), (False, 1.0)):
 # The next two tables have 128 channels, attention at all three resolutions and BigGAN's blocks, after 700 thousand
 # updates; the second of them gives every head 64 channels.
 #
-# $$\begin{array}{lcccccc}
-# \text{heads}&1&2&4&8&&\\
-# \text{FID}&14.08&-0.50&-0.97&-1.17&&\\ \hline
-# \text{channels a head}&&&&32&64&128\\
-# \text{FID}&&&&-1.36&-1.03&-1.08
+# $$\small\begin{array}{lcccc}
+# \text{heads}&1&2&4&8\\
+# \text{FID}&14.08&-0.50&-0.97&-1.17\\ \hline
+# \text{channels a head}&&32&64&128\\
+# \text{FID}&&-1.36&-1.03&-1.08
 # \end{array}\tag{ADM Table 2}\label{eq:adm-table-2}$$
 #
 # $$\begin{array}{lc}
@@ -2614,7 +2624,7 @@ plt.show()
 # Both rows began from the same noise. Now the long version: four sets of 359 for every scale, the same code. The
 # paper's table of the same thing, on ImageNet $256\times256$ after two million updates, with 250 steps:
 #
-# $$\begin{array}{lrccccc}
+# $$\small\begin{array}{lrccccc}
 # &s&\text{FID}&\text{sFID}&\text{IS}&\text{precision}&\text{recall}\\ \hline
 # \text{not told}&&26.21&6.35&39.70&0.61&0.63\\
 # \text{not told}&1&33.03&6.99&32.92&0.56&0.65\\
@@ -3014,8 +3024,10 @@ for favoured in ("segments, 9,6,6,2,2", "segments, 13,3,3,3,3"):
 # as a difference. From $x_t/\sqrt{\bar\alpha_t}$, which in DDIM's form changes by the network's $\epsilon$ times the
 # change of $\sqrt{1/\bar\alpha-1}$, **multiply by** $\sqrt{\bar\alpha_{t+1}}$ and take $x_t$ away:
 #
-# $$ x_{t+1}-x_t=\sqrt{\bar\alpha_{t+1}}\Big[\Big(\sqrt{\tfrac1{\bar\alpha_t}}-\sqrt{\tfrac1{\bar\alpha_{t+1}}}\Big)x_t
-#    +\Big(\sqrt{\tfrac1{\bar\alpha_{t+1}}-1}-\sqrt{\tfrac1{\bar\alpha_t}-1}\Big)\epsilon_\theta(x_t)\Big]. \tag{5.26}\label{eq:5-26} $$
+# $$\begin{aligned}
+# x_{t+1}-x_t=\sqrt{\bar\alpha_{t+1}}\Big[&\Big(\sqrt{\tfrac1{\bar\alpha_t}}-\sqrt{\tfrac1{\bar\alpha_{t+1}}}\Big)x_t\\
+# &+\Big(\sqrt{\tfrac1{\bar\alpha_{t+1}}-1}-\sqrt{\tfrac1{\bar\alpha_t}-1}\Big)\epsilon_\theta(x_t)\Big].
+# \end{aligned}\tag{5.26}\label{eq:5-26}$$
 #
 # The check walks it from the first level of the chain to the last, against the library's encoder. Its ends are worth
 # a line. Between 250 kept levels there are 249 gaps. Below them is one more, from the data, which hold no noise, onto
@@ -3213,16 +3225,16 @@ for readable, s in itertools.product((True, False), (1.0, 3.0)):
     assert (gap < 1e-12) == readable
 
 # %% [markdown]
-# The paper's numbers, 250 steps in the base and 250 in the second stage unless told otherwise:
+# The paper's numbers for two stages, with $250+250$ steps (base and second stage) unless told otherwise:
 #
-# $$\begin{array}{rlccccc}
-# &&\text{FID}&\text{sFID}&\text{IS}&\text{precision}&\text{recall}\\ \hline
-# 256&\text{two stages}&7.49&5.13&127.49&0.72&0.63\\
-# 256&\text{two stages, base guided}&3.94&6.14&215.84&0.83&0.53\\
-# 512&\text{two stages}&9.96&5.62&121.78&0.75&0.64\\
-# 512&\text{two stages, base guided}&3.85&5.86&221.72&0.84&0.53\\
-# 512&\text{the same, 25 and 25 steps}&5.96&12.10&187.87&0.81&0.54\\
-# 512&\text{the same, 250 and 25 steps}&4.11&9.57&219.29&0.83&0.55
+# $$\small\begin{array}{rlccccc}
+# &&\text{FID}&\text{sFID}&\text{IS}&\text{prec.}&\text{rec.}\\ \hline
+# 256&\text{not guided}&7.49&5.13&127.49&0.72&0.63\\
+# 256&\text{base guided}&3.94&6.14&215.84&0.83&0.53\\
+# 512&\text{not guided}&9.96&5.62&121.78&0.75&0.64\\
+# 512&\text{base guided}&3.85&5.86&221.72&0.84&0.53\\
+# 512&\text{same, }25{+}25&5.96&12.10&187.87&0.81&0.54\\
+# 512&\text{same, }250{+}25&4.11&9.57&219.29&0.83&0.55
 # \end{array}\tag{ADM Table 6}\label{eq:adm-table-6}$$
 #
 # Ours goes from $8\times8$ to $16\times16$, on MNIST. Both stages ship. A classifier of noisy $8\times8$ pixels for

@@ -274,7 +274,8 @@ assert gaps[0] < 0.02 and abs(gaps[0] / gaps[1] - 2) < 0.1
 #    &=s(t)^{-d}\int p_{\mathrm{data}}(x_0)\,\mathcal N\big(x/s(t);\,x_0,\,\sigma(t)^2I\big)\,dx_0\\
 #    &=s(t)^{-d}\,\big[p_{\mathrm{data}}*\mathcal N(0,\sigma(t)^2I)\big]\big(x/s(t)\big) \end{aligned} \tag{EDM 15–19}\label{eq:edm-19} $$
 #
-# $$ p_t(x)=s(t)^{-d}\,p\big(x/s(t);\,\sigma(t)\big),\qquad p(x;\sigma)=p_{\mathrm{data}}*\mathcal N(0,\sigma^2I) \tag{EDM 20}\label{eq:edm-20} $$
+# $$ \begin{aligned} p_t(x)&=s(t)^{-d}\,p\big(x/s(t);\,\sigma(t)\big),\\
+#    p(x;\sigma)&=p_{\mathrm{data}}*\mathcal N(0,\sigma^2I) \end{aligned} \tag{EDM 20}\label{eq:edm-20} $$
 #
 # There is only one family of densities, $p(x;\sigma)$: the data under more and more blur. Every method in this book
 # that adds Gaussian noise passes through the same family; $\sigma(t)$ says when it is where, and $s(t)$ through which
@@ -310,14 +311,16 @@ for s, sigma in ((1.0, 0.5), (0.3, 0.5), (2.5, 1.2)):
 # If $s$ and $\sigma$ are what we choose, $f$ and $g$ must follow from them. For $f$, **take the logarithm** of the
 # first half of $\eqref{eq:edm-12}$ and **differentiate**:
 #
-# $$ \exp\Big(\int_0^tf\Big)=s(t)\quad\Longrightarrow\quad\int_0^tf(\xi)\,d\xi=\log s(t)\quad\Longrightarrow\quad
-#    f(t)=\frac{d}{dt}\log s(t) \tag{EDM 25–27}\label{eq:edm-27} $$
+# $$ \begin{aligned} \exp\Big(\int_0^tf\Big)=s(t)\quad&\Longrightarrow\quad\int_0^tf(\xi)\,d\xi=\log s(t)\\
+#    &\Longrightarrow\quad f(t)=\frac{d}{dt}\log s(t) \end{aligned} \tag{EDM 25–27}\label{eq:edm-27} $$
 #
 # $$ f(t)=\frac{\dot s(t)}{s(t)} \tag{EDM 28}\label{eq:edm-28} $$
 #
 # For $g$, **square** the second half and **differentiate**; on the right that is the chain rule:
 #
-# $$ \int_0^t\frac{g(\xi)^2}{s(\xi)^2}\,d\xi=\sigma(t)^2\quad\Longrightarrow\quad\frac{g(t)^2}{s(t)^2}=\frac{d}{dt}\sigma(t)^2=2\,\dot\sigma(t)\,\sigma(t) \tag{EDM 29–33}\label{eq:edm-33} $$
+# $$ \begin{aligned} \int_0^t\frac{g(\xi)^2}{s(\xi)^2}\,d\xi&=\sigma(t)^2\\
+#    \Longrightarrow\quad\frac{g(t)^2}{s(t)^2}&=\frac{d}{dt}\sigma(t)^2=2\,\dot\sigma(t)\,\sigma(t)
+#    \end{aligned} \tag{EDM 29–33}\label{eq:edm-33} $$
 #
 # $$ g(t)=s(t)\sqrt{2\,\dot\sigma(t)\,\sigma(t)} \tag{EDM 34}\label{eq:edm-34} $$
 #
@@ -374,8 +377,9 @@ for t in (0.2, 0.7, 1.4):
 # **Insert** $\eqref{eq:edm-20}$ for $p_t$. **The logarithm turns the product into a sum**, and its part
 # $\log s^{-d}$ does not depend on $x$ and vanishes from the slope:
 #
-# $$ dx=\Big[f(t)\,x-\tfrac12\,g(t)^2\,\nabla_x\log\big[s^{-d}\,p\big(x/s;\sigma\big)\big]\Big]dt
-#      =\Big[f(t)\,x-\tfrac12\,g(t)^2\,\nabla_x\log p\big(x/s;\sigma\big)\Big]dt \tag{EDM 21–24}\label{eq:edm-24} $$
+# $$ \begin{aligned} dx&=\Big[f(t)\,x-\tfrac12\,g(t)^2\,\nabla_x\log\big[s^{-d}\,p\big(x/s;\sigma\big)\big]\Big]dt\\
+#    &=\Big[f(t)\,x-\tfrac12\,g(t)^2\,\nabla_x\log p\big(x/s;\sigma\big)\Big]dt
+#    \end{aligned} \tag{EDM 21–24}\label{eq:edm-24} $$
 #
 # **Insert** $\eqref{eq:edm-28}$ for $f$ and $\eqref{eq:edm-34}$ for $g$:
 #
@@ -532,17 +536,19 @@ print("(6.1) both paths carry six points to the same ends")
 # value at its point**:
 #
 # $$ \begin{aligned} p_{\mathrm{data}}(x)&=\frac1Y\sum_{i=1}^Y\delta(x-y_i)\\
-#    p(x;\sigma)&=\int p_{\mathrm{data}}(x_0)\,\mathcal N(x;\,x_0,\,\sigma^2I)\,dx_0
-#      =\frac1Y\sum_{i=1}^Y\int\mathcal N(x;\,x_0,\,\sigma^2I)\,\delta(x_0-y_i)\,dx_0 \end{aligned} \tag{EDM 40–44}\label{eq:edm-44} $$
+#    p(x;\sigma)&=\int p_{\mathrm{data}}(x_0)\,\mathcal N(x;\,x_0,\,\sigma^2I)\,dx_0\\
+#    &=\frac1Y\sum_{i=1}^Y\int\mathcal N(x;\,x_0,\,\sigma^2I)\,\delta(x_0-y_i)\,dx_0
+#    \end{aligned} \tag{EDM 40–44}\label{eq:edm-44} $$
 #
 # $$ p(x;\sigma)=\frac1Y\sum_{i=1}^Y\mathcal N\big(x;\,y_i,\,\sigma^2I\big) \tag{EDM 45}\label{eq:edm-45} $$
 #
 # In $\eqref{eq:edm-2}$, **write the expectation over** $n$ **as an integral over** $x=y+n$, and the one over $y$ as a
 # sum. Then **sum and integral change places**:
 #
-# $$ \begin{aligned} \mathbb E_y\mathbb E_n\big\|D(y+n;\sigma)-y\big\|^2
-#    &=\mathbb E_y\int\mathcal N(x;\,y,\,\sigma^2I)\,\big\|D(x;\sigma)-y\big\|^2dx\\
-#    &=\frac1Y\sum_i\int\mathcal N(x;\,y_i,\,\sigma^2I)\,\big\|D(x;\sigma)-y_i\big\|^2dx \end{aligned} \tag{EDM 46–49}\label{eq:edm-49} $$
+# $$ \begin{aligned} &\mathbb E_y\mathbb E_n\big\|D(y+n;\sigma)-y\big\|^2\\
+#    &\quad=\mathbb E_y\int\mathcal N(x;\,y,\,\sigma^2I)\,\big\|D(x;\sigma)-y\big\|^2dx\\
+#    &\quad=\frac1Y\sum_i\int\mathcal N(x;\,y_i,\,\sigma^2I)\,\big\|D(x;\sigma)-y_i\big\|^2dx
+#    \end{aligned} \tag{EDM 46–49}\label{eq:edm-49} $$
 #
 # $$ \mathcal L(D;\sigma)=\int\underbrace{\frac1Y\sum_{i=1}^Y\mathcal N(x;\,y_i,\,\sigma^2I)\,\big\|D(x;\sigma)-y_i\big\|^2}_{\mathcal L(D;\,x,\sigma)}\,dx \tag{EDM 50}\label{eq:edm-50} $$
 #
@@ -584,7 +590,9 @@ torch.testing.assert_close(eq_2, eq_50, rtol=1e-9, atol=0)
 # it is a parabola in the vector $D(x;\sigma)$, convex, with its minimum where **the derivative vanishes**:
 #
 # $$ \begin{aligned} D(x;\sigma)&=\operatorname*{arg\,min}_{D(x;\sigma)}\mathcal L(D;x,\sigma)\\
-#    0&=\nabla_{D(x;\sigma)}\,\mathcal L(D;x,\sigma)=\frac2Y\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,\big[D(x;\sigma)-y_i\big] \end{aligned} \tag{EDM 51–56}\label{eq:edm-56} $$
+#    0&=\nabla_{D(x;\sigma)}\,\mathcal L(D;x,\sigma)\\
+#    &=\frac2Y\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,\big[D(x;\sigma)-y_i\big]
+#    \end{aligned} \tag{EDM 51–56}\label{eq:edm-56} $$
 #
 # $$ D(x;\sigma)=\frac{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,y_i}{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)} \tag{EDM 57}\label{eq:edm-57} $$
 #
@@ -619,13 +627,16 @@ torch.testing.assert_close(L_star + excess, eq_50, rtol=1e-10, atol=0)
 #
 # Each Gaussian's gradient is, by **the chain rule**, itself times the gradient of its exponent:
 #
-# $$ \nabla_x\,\mathcal N(x;\,y_i,\,\sigma^2I)=\mathcal N(x;\,y_i,\,\sigma^2I)\,\nabla_x\frac{\|x-y_i\|^2}{-2\sigma^2}
-#     =\mathcal N(x;\,y_i,\,\sigma^2I)\,\frac{y_i-x}{\sigma^2} \tag{EDM 61–65}\label{eq:edm-65} $$
+# $$ \begin{aligned} \nabla_x\,\mathcal N(x;\,y_i,\,\sigma^2I)
+#    &=\mathcal N(x;\,y_i,\,\sigma^2I)\,\nabla_x\frac{\|x-y_i\|^2}{-2\sigma^2}\\
+#    &=\mathcal N(x;\,y_i,\,\sigma^2I)\,\frac{y_i-x}{\sigma^2} \end{aligned} \tag{EDM 61–65}\label{eq:edm-65} $$
 #
 # **Insert**, and take what does not depend on $i$ out of the sum:
 #
-# $$ \nabla_x\log p(x;\sigma)=\frac{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,\frac{y_i-x}{\sigma^2}}{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)}
-#     =\left(\frac{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,y_i}{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)}-x\right)\Big/\sigma^2 \tag{EDM 66–68}\label{eq:edm-68} $$
+# $$ \begin{aligned} \nabla_x\log p(x;\sigma)
+#    &=\frac{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,\frac{y_i-x}{\sigma^2}}{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)}\\
+#    &=\left(\frac{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)\,y_i}{\sum_i\mathcal N(x;\,y_i,\,\sigma^2I)}-x\right)\Big/\sigma^2
+#    \end{aligned} \tag{EDM 66–68}\label{eq:edm-68} $$
 #
 # The fraction that is left is $\eqref{eq:edm-57}$. So, for the best $D$,
 #
@@ -927,8 +938,10 @@ assert (network_from_truth < 0.9 * from_truth).all()
 # $\hat x=x/s(t)$. **The chain rule** gives the factor $1/s$ of which section 6.3 warned, and $\eqref{eq:edm-3}$ the
 # slope at $\hat x$:
 #
-# $$ \nabla_x\log p\big(x/s(t);\sigma(t)\big)=\frac1{s(t)}\,\nabla_{\hat x}\log p\big(\hat x;\sigma(t)\big)
-#    =\frac1{s(t)}\cdot\frac{D\big(\hat x;\sigma(t)\big)-\hat x}{\sigma(t)^2} \tag{EDM 70–73}\label{eq:edm-73} $$
+# $$ \begin{aligned} \nabla_x\log p\big(x/s(t);\sigma(t)\big)
+#    &=\frac1{s(t)}\,\nabla_{\hat x}\log p\big(\hat x;\sigma(t)\big)\\
+#    &=\frac1{s(t)}\cdot\frac{D\big(\hat x;\sigma(t)\big)-\hat x}{\sigma(t)^2}
+#    \end{aligned} \tag{EDM 70–73}\label{eq:edm-73} $$
 #
 # $$ \nabla_x\log p\big(x/s(t);\sigma(t)\big)=\frac1{s(t)\,\sigma(t)^2}\Big(D\big(\hat x;\sigma(t)\big)-\hat x\Big) \tag{EDM 74}\label{eq:edm-74} $$
 #
@@ -980,13 +993,13 @@ torch.testing.assert_close(lands, ideal(z, 0.8), rtol=1e-7, atol=1e-7)
 # under which the Laplacian is a factor $-\|\nu\|^2$, and solve the equation for each wave:
 #
 # $$ \begin{aligned} \frac{\partial q(x,t)}{\partial t}&=\kappa(t)\,\Delta_xq(x,t),\qquad q(x,0)=p_{\mathrm{data}}(x)\\
-#    \frac{\partial\hat q(\nu,t)}{\partial t}&=-\kappa(t)\,\|\nu\|^2\,\hat q(\nu,t)
-#      \ \ \Longrightarrow\ \ \hat q(\nu,t)=e^{-\|\nu\|^2\int_0^t\kappa}\;\hat p_{\mathrm{data}}(\nu)\\
-#    \hat q(\nu,t)&=e^{-\frac12\|\nu\|^2\sigma(t)^2}\;\hat p_{\mathrm{data}}(\nu)
-#      \ \ \Longrightarrow\ \ \kappa(t)=\tfrac12\tfrac{d}{dt}\sigma(t)^2=\dot\sigma(t)\,\sigma(t)\\
+#    \frac{\partial\hat q(\nu,t)}{\partial t}&=-\kappa(t)\,\|\nu\|^2\,\hat q(\nu,t)\\
+#    \Longrightarrow\quad\hat q(\nu,t)&=e^{-\|\nu\|^2\int_0^t\kappa}\;\hat p_{\mathrm{data}}(\nu)\\
+#    \hat q(\nu,t)&=e^{-\frac12\|\nu\|^2\sigma(t)^2}\;\hat p_{\mathrm{data}}(\nu)\\
+#    \Longrightarrow\quad\kappa(t)&=\tfrac12\tfrac{d}{dt}\sigma(t)^2=\dot\sigma(t)\,\sigma(t)\\
 #    \frac{\partial q(x,t)}{\partial t}&=\dot\sigma(t)\,\sigma(t)\,\Delta_xq(x,t) \end{aligned} \tag{EDM 82–90}\label{eq:edm-90} $$
 #
-# The third row is what a blur does to waves (checked at $\eqref{eq:edm-45}$), **compared** with the second. So the
+# The fourth row is what a blur does to waves (checked at $\eqref{eq:edm-45}$), **compared** with the third. So the
 # family $p(x;\sigma)$ solves the heat equation with $\kappa=\dot\sigma\sigma$. The last row is our target: which SDEs
 # have densities that obey it?
 
@@ -1040,8 +1053,12 @@ assert (spread - blurred).abs().max() < 1e-8
 #    \dot\sigma\,\sigma\,\Delta_xq&=-\nabla_x\!\cdot(f\,q)+\tfrac12g(t)^2\,\Delta_xq\\
 #    \nabla_x\!\cdot(f\,q)&=\big(\tfrac12g(t)^2-\dot\sigma\,\sigma\big)\,\nabla_x\!\cdot\nabla_xq\\
 #    f(x,t)&=\big(\tfrac12g(t)^2-\dot\sigma\,\sigma\big)\,\nabla_x\log p(x;\sigma(t))\\
-#    dx&=\big(\tfrac12g(t)^2-\dot\sigma\,\sigma\big)\,\nabla_x\log p(x;\sigma)\,dt+g(t)\,d\omega_t,\qquad g(t)=\sqrt{2\beta(t)}\,\sigma(t)\\
-#    dx&=-\dot\sigma\,\sigma\,\nabla_x\log p(x;\sigma)\,dt+\beta(t)\,\sigma^2\,\nabla_x\log p(x;\sigma)\,dt+\sqrt{2\beta(t)}\,\sigma\,d\omega_t \end{aligned} \tag{EDM 91–103}\label{eq:edm-103} $$
+#    dx&=\big(\tfrac12g(t)^2-\dot\sigma\,\sigma\big)\,\nabla_x\log p(x;\sigma)\,dt\\
+#    &\quad{}+g(t)\,d\omega_t\\
+#    g(t)&=\sqrt{2\beta(t)}\,\sigma(t)\\
+#    dx&=-\dot\sigma\,\sigma\,\nabla_x\log p(x;\sigma)\,dt\\
+#    &\quad{}+\beta(t)\,\sigma^2\,\nabla_x\log p(x;\sigma)\,dt\\
+#    &\quad{}+\sqrt{2\beta(t)}\,\sigma\,d\omega_t \end{aligned} \tag{EDM 91–103}\label{eq:edm-103} $$
 #
 # Here $g$ is *free*: any amount of noise will do, if the drift pays for it. The paper writes it as
 # $\sqrt{2\beta}\,\sigma$, so that $\beta(t)$ is a rate, the share of the noise that is exchanged in a unit of time.
@@ -1049,9 +1066,10 @@ assert (spread - blurred).abs().max() < 1e-8
 # Gaussian; this is the choice along the gradient.) **Turning time round** changes the sign of what the noise has to
 # pay for, and of nothing else, because the first term is the flow, which works in both directions:
 #
-# $$ dx_\pm=\underbrace{-\dot\sigma\,\sigma\,\nabla_x\log p(x;\sigma)\,dt}_{\text{the flow (1)}}
-#    \ \underbrace{\pm\,\beta(t)\,\sigma^2\,\nabla_x\log p(x;\sigma)\,dt}_{\text{noise decay}}
-#    \ +\ \underbrace{\sqrt{2\beta(t)}\,\sigma\,d\omega_t}_{\text{noise injection}} \tag{EDM 6}\label{eq:edm-6} $$
+# $$ \begin{aligned} dx_\pm&=\underbrace{-\dot\sigma\,\sigma\,\nabla_x\log p(x;\sigma)\,dt}_{\text{the flow (1)}}\\
+#    &\quad\underbrace{\pm\,\beta(t)\,\sigma^2\,\nabla_x\log p(x;\sigma)\,dt}_{\text{noise decay}}
+#    \ +\ \underbrace{\sqrt{2\beta(t)}\,\sigma\,d\omega_t}_{\text{noise injection}}
+#    \end{aligned} \tag{EDM 6}\label{eq:edm-6} $$
 #
 # with $dx_+$ for the way to noise, and $dx_-$ for the way back, where $dt<0$. The last two terms together are
 # Langevin's walk of section 3.2, at rate $\beta$: they take old noise out and put new noise in, and leave the density
@@ -1221,26 +1239,32 @@ for c, kept in ((0.5, 0.05), (1.0, 5e-3), (4.0, 1e-6)):
 # $F_\theta$ is what is trained, and $D_\theta$ is what the sampler uses. Training minimises $\eqref{eq:edm-2}$ with a
 # weight $\lambda(\sigma)$, on average over a law of $\sigma$:
 #
-# $$ \mathcal L(D_\theta)=\mathbb E_{\sigma\sim p_{\mathrm{train}}}\big[\lambda(\sigma)\,\mathcal L(D_\theta;\sigma)\big]
-#    =\mathbb E_{\sigma,y,n}\Big[\lambda(\sigma)\,\big\|D_\theta(y+n;\sigma)-y\big\|^2\Big] \tag{EDM 104–108}\label{eq:edm-108} $$
+# $$ \begin{aligned} \mathcal L(D_\theta)
+#    &=\mathbb E_{\sigma\sim p_{\mathrm{train}}}\big[\lambda(\sigma)\,\mathcal L(D_\theta;\sigma)\big]\\
+#    &=\mathbb E_{\sigma,y,n}\Big[\lambda(\sigma)\,\big\|D_\theta(y+n;\sigma)-y\big\|^2\Big]
+#    \end{aligned} \tag{EDM 104–108}\label{eq:edm-108} $$
 #
 # **Insert** $\eqref{eq:edm-7}$ and **take** $c_{\mathrm{out}}$ **out of the norm**. Of the four rows we print three;
 # $\lambda$ and all $c$ are functions of $\sigma$.
 #
 # $$ \begin{aligned} \mathcal L(D_\theta)
-#    &=\mathbb E\Big[\lambda\,\big\|c_{\mathrm{skip}}\,(y+n)+c_{\mathrm{out}}\,F_\theta\big(c_{\mathrm{in}}(y+n);c_{\mathrm{noise}}\big)-y\big\|^2\Big]\\
-#    &=\mathbb E\Big[\lambda\,c_{\mathrm{out}}^2\,\big\|F_\theta\big(c_{\mathrm{in}}(y+n);c_{\mathrm{noise}}\big)-\tfrac1{c_{\mathrm{out}}}\big(y-c_{\mathrm{skip}}(y+n)\big)\big\|^2\Big]\\
-#    &=\mathbb E\Big[w(\sigma)\,\big\|F_\theta\big(c_{\mathrm{in}}(y+n);c_{\mathrm{noise}}\big)-F_{\mathrm{target}}(y,n;\sigma)\big\|^2\Big] \end{aligned} \tag{EDM 109–112}\label{eq:edm-112} $$
+#    &=\mathbb E\Big[\lambda\,\big\|c_{\mathrm{skip}}\,(y+n)\\
+#    &\qquad{}+c_{\mathrm{out}}\,F_\theta\big(c_{\mathrm{in}}(y+n);c_{\mathrm{noise}}\big)-y\big\|^2\Big]\\
+#    &=\mathbb E\Big[\lambda\,c_{\mathrm{out}}^2\,\big\|F_\theta\big(c_{\mathrm{in}}(y+n);c_{\mathrm{noise}}\big)\\
+#    &\qquad{}-\tfrac1{c_{\mathrm{out}}}\big(y-c_{\mathrm{skip}}(y+n)\big)\big\|^2\Big]\\
+#    &=\mathbb E\Big[w(\sigma)\,\big\|F_\theta\big(c_{\mathrm{in}}(y+n);c_{\mathrm{noise}}\big)\\
+#    &\qquad{}-F_{\mathrm{target}}(y,n;\sigma)\big\|^2\Big] \end{aligned} \tag{EDM 109–112}\label{eq:edm-112} $$
 #
-# The second row is what the main text prints:
+# The second form is what the main text prints:
 #
 # $$ \mathbb E_{\sigma,y,n}\left[\lambda\,c_{\mathrm{out}}^2\,\Big\|F_\theta\big(c_{\mathrm{in}}\,(y+n);\,c_{\mathrm{noise}}\big)
 #    -\tfrac{1}{c_{\mathrm{out}}}\big(y-c_{\mathrm{skip}}\,(y+n)\big)\Big\|_2^2\right] \tag{EDM 8}\label{eq:edm-8} $$
 #
 # and the third says that this is ordinary regression, with an input, a weight and a target:
 #
-# $$ w(\sigma)=\lambda(\sigma)\,c_{\mathrm{out}}(\sigma)^2,\qquad
-#    F_{\mathrm{target}}(y,n;\sigma)=\frac{y-c_{\mathrm{skip}}(\sigma)\,(y+n)}{c_{\mathrm{out}}(\sigma)} \tag{EDM 113}\label{eq:edm-113} $$
+# $$ \begin{aligned} w(\sigma)&=\lambda(\sigma)\,c_{\mathrm{out}}(\sigma)^2,\\
+#    F_{\mathrm{target}}(y,n;\sigma)&=\frac{y-c_{\mathrm{skip}}(\sigma)\,(y+n)}{c_{\mathrm{out}}(\sigma)}
+#    \end{aligned} \tag{EDM 113}\label{eq:edm-113} $$
 #
 # The check takes a network with random weights, whose output is anything, and compares both forms for all four
 # columns that the library knows.
@@ -1292,8 +1316,9 @@ for name, make in md.COLUMNS.items():
 # **The input.** Its mean square per dimension should be one at every noise level. With $\sigma_d^2$ the mean square
 # of the data, and $y$ and $n$ independent, **mean squares add**:
 #
-# $$ 1=\operatorname{Var}\big[c_{\mathrm{in}}(y+n)\big]=c_{\mathrm{in}}^2\,\big(\sigma_d^2+\sigma^2\big)
-#    \quad\Longrightarrow\quad c_{\mathrm{in}}(\sigma)=\frac1{\sqrt{\sigma^2+\sigma_d^2}} \tag{EDM 114–117}\label{eq:edm-117} $$
+# $$ \begin{aligned} 1&=\operatorname{Var}\big[c_{\mathrm{in}}(y+n)\big]=c_{\mathrm{in}}^2\,\big(\sigma_d^2+\sigma^2\big)\\
+#    \Longrightarrow\quad c_{\mathrm{in}}(\sigma)&=\frac1{\sqrt{\sigma^2+\sigma_d^2}}
+#    \end{aligned} \tag{EDM 114–117}\label{eq:edm-117} $$
 #
 # **The target.** Its mean square should be one too. **Separate** $y$ **from** $n$, which are independent:
 #
@@ -1309,14 +1334,18 @@ for name, make in md.COLUMNS.items():
 # $c_{\mathrm{skip}}$; **set its derivative to zero**:
 #
 # $$ \begin{aligned} c_{\mathrm{skip}}(\sigma)&=\operatorname*{arg\,min}_{c_{\mathrm{skip}}}\,c_{\mathrm{out}}(\sigma)^2\\
-#    0&=-2\,(1-c_{\mathrm{skip}})\,\sigma_d^2+2\,c_{\mathrm{skip}}\,\sigma^2\ \ \Longrightarrow\ \ c_{\mathrm{skip}}\,(\sigma^2+\sigma_d^2)=\sigma_d^2 \end{aligned} \tag{EDM 124–130}\label{eq:edm-130} $$
+#    0&=-2\,(1-c_{\mathrm{skip}})\,\sigma_d^2+2\,c_{\mathrm{skip}}\,\sigma^2\\
+#    &\Longrightarrow\quad c_{\mathrm{skip}}\,(\sigma^2+\sigma_d^2)=\sigma_d^2
+#    \end{aligned} \tag{EDM 124–130}\label{eq:edm-130} $$
 #
 # $$ c_{\mathrm{skip}}(\sigma)=\frac{\sigma_d^2}{\sigma^2+\sigma_d^2} \tag{EDM 131}\label{eq:edm-131} $$
 #
 # **Insert** it into $\eqref{eq:edm-123}$; a factor $\sigma^2+\sigma_d^2$ cancels:
 #
-# $$ c_{\mathrm{out}}(\sigma)^2=\frac{\sigma^4\sigma_d^2+\sigma_d^4\sigma^2}{(\sigma^2+\sigma_d^2)^2}
-#      =\frac{\sigma^2\sigma_d^2}{\sigma^2+\sigma_d^2}\ \ \Longrightarrow\ \ c_{\mathrm{out}}(\sigma)=\frac{\sigma\,\sigma_d}{\sqrt{\sigma^2+\sigma_d^2}} \tag{EDM 132–138}\label{eq:edm-138} $$
+# $$ \begin{aligned} c_{\mathrm{out}}(\sigma)^2&=\frac{\sigma^4\sigma_d^2+\sigma_d^4\sigma^2}{(\sigma^2+\sigma_d^2)^2}
+#      =\frac{\sigma^2\sigma_d^2}{\sigma^2+\sigma_d^2}\\
+#    \Longrightarrow\quad c_{\mathrm{out}}(\sigma)&=\frac{\sigma\,\sigma_d}{\sqrt{\sigma^2+\sigma_d^2}}
+#    \end{aligned} \tag{EDM 132–138}\label{eq:edm-138} $$
 #
 # **The weight.** The target has size one at every $\sigma$, so at the start the error of $F$ has too. **Let each
 # noise level weigh the same**:
@@ -1414,9 +1443,10 @@ print("input and target are a rotation of data and noise; with σ_d = 1 the targ
 # So a network whose last layer starts at zero starts from the best multiple of its input, and its loss there can be
 # computed. With $F=0$ the denoiser is $c_{\mathrm{skip}}x$, and **independent squares add**:
 #
-# $$ \begin{aligned} \frac{\lambda}{d}\,\mathbb E\big\|c_{\mathrm{skip}}\,(y+n)-y\big\|^2
-#    &=\frac{\sigma^2+\sigma_d^2}{(\sigma\sigma_d)^2}\cdot\frac1d\,\mathbb E\Big\|\frac{\sigma_d^2\,n-\sigma^2y}{\sigma^2+\sigma_d^2}\Big\|^2\\
-#    &=\frac1{\sigma^2+\sigma_d^2}\Big[\frac{\sigma_d^2}{\sigma^2}\,\sigma^2+\frac{\sigma^2}{\sigma_d^2}\,\sigma_d^2\Big]=1 \end{aligned} \tag{EDM 145–151}\label{eq:edm-151} $$
+# $$ \begin{aligned} &\frac{\lambda}{d}\,\mathbb E\big\|c_{\mathrm{skip}}\,(y+n)-y\big\|^2\\
+#    &\quad=\frac{\sigma^2+\sigma_d^2}{(\sigma\sigma_d)^2}\cdot\frac1d\,\mathbb E\Big\|\frac{\sigma_d^2\,n-\sigma^2y}{\sigma^2+\sigma_d^2}\Big\|^2\\
+#    &\quad=\frac1{\sigma^2+\sigma_d^2}\Big[\frac{\sigma_d^2}{\sigma^2}\,\sigma^2+\frac{\sigma^2}{\sigma_d^2}\,\sigma_d^2\Big]=1
+#    \end{aligned} \tag{EDM 145–151}\label{eq:edm-151} $$
 #
 # (The paper leaves out $1/d$; its variances are per dimension.) And if the data have mean square $m_2$, but somebody
 # has set $\sigma_d$ to another value? **The same sum**, with $m_2$ for the last $\sigma_d^2$:
@@ -1516,26 +1546,51 @@ plt.show()
 # %% [markdown]
 # ## 6.9 A table that runs
 #
-# Here are the choices of four papers in the letters of this chapter. The last column is EDM's own. To save space,
-# $B(t)=\frac12\beta_dt^2+\beta_{\min}t$; and $\sigma^{-1}$ is the inverse function, so that $\sigma^{-1}(\sigma)$ is
-# the time at which the noise level is $\sigma$.
+# Here are the choices of four papers in the letters of this chapter, in four columns (the third and the fourth stand
+# below the first two). The last column is EDM's own. To save space, $B(t)=\frac12\beta_dt^2+\beta_{\min}t$; and
+# $\sigma^{-1}$ is the inverse function, so that $\sigma^{-1}(\sigma)$ is the time at which the noise level is $\sigma$.
 #
-# $$\small\begin{array}{lllll}
-#  & \text{VP} & \text{VE} & \text{iDDPM + DDIM} & \text{EDM}\\ \hline
-# \text{solver} & \text{Euler} & \text{Euler} & \text{Euler} & \text{Heun}\\
-# t_{i<N} & 1+\tfrac{i}{N-1}(\epsilon_s-1) & \sigma_{\max}^2\big(\sigma_{\min}^2/\sigma_{\max}^2\big)^{\frac{i}{N-1}} & u_{\lfloor j_0+\frac{M-1-j_0}{N-1}i+\frac12\rfloor} & \text{(5), below}\\
-# \sigma(t) & \sqrt{e^{B(t)}-1} & \sqrt t & t & t\\
-# s(t) & 1/\sqrt{e^{B(t)}} & 1 & 1 & 1\\[2pt]
-# \text{network} & \text{DDPM++} & \text{NCSN++} & \text{DDPM's, ADM's} & \text{any}\\
-# c_{\mathrm{skip}} & 1 & 1 & 1 & \sigma_d^2/(\sigma^2+\sigma_d^2)\\
-# c_{\mathrm{out}} & -\sigma & \sigma & -\sigma & \sigma\sigma_d/\sqrt{\sigma_d^2+\sigma^2}\\
-# c_{\mathrm{in}} & 1/\sqrt{\sigma^2+1} & 1 & 1/\sqrt{\sigma^2+1} & 1/\sqrt{\sigma^2+\sigma_d^2}\\
-# c_{\mathrm{noise}} & (M-1)\,\sigma^{-1}(\sigma) & \ln(\tfrac12\sigma) & M-1-\arg\min_j|u_j-\sigma| & \tfrac14\ln\sigma\\[2pt]
-# \text{in training} & \sigma^{-1}(\sigma)\sim\mathcal U(\epsilon_t,1) & \ln\sigma\sim\mathcal U(\ln\sigma_{\min},\ln\sigma_{\max}) & \sigma=u_j,\ j\sim\mathcal U\{0,M-1\} & \ln\sigma\sim\mathcal N(P_{\mathrm{mean}},P_{\mathrm{std}}^2)\\
-# \lambda & 1/\sigma^2 & 1/\sigma^2 & 1/\sigma^2\ (+L_{\mathrm{vlb}}) & (\sigma^2+\sigma_d^2)/(\sigma\sigma_d)^2\\[2pt]
-# \text{constants} & \beta_d=19.9,\ \beta_{\min}=0.1 & \sigma_{\min}=0.02 & C_1=0.001,\ C_2=0.008 & \sigma_{\min}=0.002,\ \sigma_{\max}=80\\
-#  & \epsilon_s=10^{-3},\ \epsilon_t=10^{-5} & \sigma_{\max}=100 & j_0=8 & \sigma_d=0.5,\ \rho=7\\
-#  & M=1000 & & M=1000 & P_{\mathrm{mean}}=-1.2,\ P_{\mathrm{std}}=1.2
+# $$\small\begin{array}{l}
+# \begin{array}{lll}
+#  & \text{VP} & \text{VE}\\ \hline
+# \text{solver} & \text{Euler} & \text{Euler}\\
+# t_{i<N} & 1+\tfrac{i}{N-1}(\epsilon_s-1) & \sigma_{\max}^2\big(\sigma_{\min}^2/\sigma_{\max}^2\big)^{\frac{i}{N-1}}\\
+# \sigma(t) & \sqrt{e^{B(t)}-1} & \sqrt t\\
+# s(t) & 1/\sqrt{e^{B(t)}} & 1\\[2pt]
+# \text{network} & \text{DDPM++} & \text{NCSN++}\\
+# c_{\mathrm{skip}} & 1 & 1\\
+# c_{\mathrm{out}} & -\sigma & \sigma\\
+# c_{\mathrm{in}} & 1/\sqrt{\sigma^2+1} & 1\\
+# c_{\mathrm{noise}} & (M-1)\,\sigma^{-1}(\sigma) & \ln(\tfrac12\sigma)\\[2pt]
+# \text{training} & \sigma^{-1}(\sigma)\sim\mathcal U(\epsilon_t,1) & \ln\sigma\sim\mathcal U(\ln\sigma_{\min},\ln\sigma_{\max})\\
+# \lambda & 1/\sigma^2 & 1/\sigma^2\\[2pt]
+# \text{const.} & \beta_d=19.9 & \sigma_{\min}=0.02\\
+#  & \beta_{\min}=0.1 & \sigma_{\max}=100\\
+#  & \epsilon_s=10^{-3} &\\
+#  & \epsilon_t=10^{-5} &\\
+#  & M=1000 &
+# \end{array}\\[6pt]
+# \begin{array}{lll}
+#  & \text{iDDPM + DDIM} & \text{EDM}\\ \hline
+# \text{solver} & \text{Euler} & \text{Heun}\\
+# t_{i<N} & u_{\lfloor j_0+\frac{M-1-j_0}{N-1}i+\frac12\rfloor} & \text{(5), below}\\
+# \sigma(t) & t & t\\
+# s(t) & 1 & 1\\[2pt]
+# \text{network} & \text{DDPM's, ADM's} & \text{any}\\
+# c_{\mathrm{skip}} & 1 & \sigma_d^2/(\sigma^2+\sigma_d^2)\\
+# c_{\mathrm{out}} & -\sigma & \sigma\sigma_d/\sqrt{\sigma_d^2+\sigma^2}\\
+# c_{\mathrm{in}} & 1/\sqrt{\sigma^2+1} & 1/\sqrt{\sigma^2+\sigma_d^2}\\
+# c_{\mathrm{noise}} & M-1 & \tfrac14\ln\sigma\\
+#  & \quad{}-\arg\min_j|u_j-\sigma| &\\[2pt]
+# \text{training} & \sigma=u_j, & \ln\sigma\sim\mathcal N(P_{\mathrm{mean}},P_{\mathrm{std}}^2)\\
+#  & j\sim\mathcal U\{0,M-1\} &\\
+# \lambda & 1/\sigma^2\ (+L_{\mathrm{vlb}}) & (\sigma^2+\sigma_d^2)/(\sigma\sigma_d)^2\\[2pt]
+# \text{const.} & C_1=0.001 & \sigma_{\min}=0.002\\
+#  & C_2=0.008 & \sigma_{\max}=80\\
+#  & j_0=8 & \sigma_d=0.5,\ \rho=7\\
+#  & M=1000 & P_{\mathrm{mean}}=-1.2\\
+#  & & P_{\mathrm{std}}=1.2
+# \end{array}
 # \end{array}\tag{EDM Table 1}\label{eq:edm-table-1}$$
 #
 # ($t_N=0$ always. $M$ counts the steps of a chain, $\epsilon_s$ and $\epsilon_t$ are the smallest times of sampler
@@ -1711,16 +1766,20 @@ assert abs(at.mean() - wanted) < 0.03
 #
 # $$ dx=-\tfrac12\beta(t)\,x\,dt+\sqrt{\beta(t)}\,d\omega_t \tag{EDM 152}\label{eq:edm-152} $$
 #
-# $$ f(t)=-\tfrac12\beta(t),\qquad g(t)=\sqrt{\beta(t)},\qquad\beta(t)=(\beta_{\max}-\beta_{\min})\,t+\beta_{\min}=\beta_dt+\beta_{\min} \tag{EDM 153}\label{eq:edm-153} $$
+# $$ \begin{aligned} f(t)&=-\tfrac12\beta(t),\qquad g(t)=\sqrt{\beta(t)}\\
+#    \beta(t)&=(\beta_{\max}-\beta_{\min})\,t+\beta_{\min}=\beta_dt+\beta_{\min} \end{aligned}
+#    \tag{EDM 153}\label{eq:edm-153} $$
 #
 # **Insert** $f$ and $g$ into $\eqref{eq:edm-12}$. Under the root stands $\int\beta\,e^{B}$ with $B=\int\beta$, and
 # $\beta e^B$ **is the derivative of** $e^B$:
 #
-# $$ \begin{aligned} \sigma(t)&=\sqrt{\int_0^t\frac{\beta(\xi)}{\exp\!\big(-\int_0^\xi\beta\big)}\,d\xi}
-#    =\sqrt{\int_0^t\frac{d}{d\xi}\,e^{B(\xi)}\,d\xi}=\sqrt{e^{B(t)}-1}\\
-#    &=\sqrt{e^{\frac12\beta_dt^2+\beta_{\min}t}-1} \end{aligned} \tag{EDM 154–163}\label{eq:edm-163} $$
+# $$ \begin{aligned} \sigma(t)&=\sqrt{\int_0^t\frac{\beta(\xi)}{\exp\!\big(-\int_0^\xi\beta\big)}\,d\xi}\\
+#    &=\sqrt{\int_0^t\frac{d}{d\xi}\,e^{B(\xi)}\,d\xi}\\
+#    &=\sqrt{e^{B(t)}-1}=\sqrt{e^{\frac12\beta_dt^2+\beta_{\min}t}-1} \end{aligned}
+#    \tag{EDM 154–163}\label{eq:edm-163} $$
 #
-# $$ s(t)=\exp\Big(\int_0^t-\tfrac12\beta(\xi)\,d\xi\Big)=\frac1{\sqrt{e^{B(t)}}}=\frac1{\sqrt{\sigma(t)^2+1}} \tag{EDM 164–170}\label{eq:edm-170} $$
+# $$ \begin{aligned} s(t)&=\exp\Big(\int_0^t-\tfrac12\beta(\xi)\,d\xi\Big)\\
+#    &=\frac1{\sqrt{e^{B(t)}}}=\frac1{\sqrt{\sigma(t)^2+1}} \end{aligned} \tag{EDM 164–170}\label{eq:edm-170} $$
 
 # %%
 # check: EDM 152–153, 154–163, 164–170
@@ -1760,8 +1819,13 @@ torch.testing.assert_close(
 #
 #
 # $$ \begin{aligned} \nabla_x\log p_t(x)&\approx-\frac{F_\theta\big(x;(M-1)t\big)}{s(t)\,\sigma(t)}\\
-#    D(\hat x;\sigma)&=\hat x+\sigma^2\,s\,\nabla_x\log p_t(x)=\hat x-\sigma\,F_\theta\big(s\,\hat x;(M-1)t\big)\\
-#    &=\underbrace{1}_{c_{\mathrm{skip}}}\cdot\,\hat x\ \underbrace{-\,\sigma}_{c_{\mathrm{out}}}\cdot F_\theta\Big(\underbrace{\tfrac1{\sqrt{\sigma^2+1}}}_{c_{\mathrm{in}}}\hat x;\ \underbrace{(M-1)\,\sigma^{-1}(\sigma)}_{c_{\mathrm{noise}}}\Big) \end{aligned} \tag{EDM 172–181}\label{eq:edm-181} $$
+#    D(\hat x;\sigma)&=\hat x+\sigma^2\,s\,\nabla_x\log p_t(x)\\
+#    &=\hat x-\sigma\,F_\theta\big(s\,\hat x;(M-1)t\big)\\
+#    &=\underbrace{1}_{c_{\mathrm{skip}}}\cdot\,\hat x\ \underbrace{-\,\sigma}_{c_{\mathrm{out}}}\cdot
+#    F_\theta\big(c_{\mathrm{in}}\,\hat x;\ c_{\mathrm{noise}}\big)\\
+#    c_{\mathrm{in}}&=\tfrac1{\sqrt{\sigma^2+1}}\\
+#    c_{\mathrm{noise}}&=(M-1)\,\sigma^{-1}(\sigma) \end{aligned}
+#    \tag{EDM 172–181}\label{eq:edm-181} $$
 #
 # The time that belongs to a level **solves the quadratic equation**
 # $\frac12\beta_dt^2+\beta_{\min}t=\ln(1+\sigma^2)$, so
@@ -1770,8 +1834,10 @@ torch.testing.assert_close(
 # of $D$ when $F_\theta$ **is replaced** by $(\hat x-D)/\sigma$, with $\hat x=y+n$ (here and in
 # $\eqref{eq:edm-221}$ the slope is the one that the network gives):
 #
-# $$ \mathbb E_{t\sim\mathcal U(\epsilon_t,1)}\Big\|s\sigma\,\nabla_x\log p_t+\tfrac n\sigma\Big\|^2
-#    =\mathbb E_t\Big\|\tfrac n\sigma-F_\theta\Big\|^2=\mathbb E_t\,\frac1{\sigma^2}\big\|D(y+n;\sigma)-y\big\|^2 \tag{EDM 182–190}\label{eq:edm-190} $$
+# $$ \begin{aligned} &\mathbb E_{t\sim\mathcal U(\epsilon_t,1)}\Big\|s\sigma\,\nabla_x\log p_t+\tfrac n\sigma\Big\|^2\\
+#    &\quad=\mathbb E_t\Big\|\tfrac n\sigma-F_\theta\Big\|^2
+#    =\mathbb E_t\,\frac1{\sigma^2}\big\|D(y+n;\sigma)-y\big\|^2 \end{aligned}
+#    \tag{EDM 182–190}\label{eq:edm-190} $$
 
 
 # %%
@@ -1854,8 +1920,10 @@ assert 0 < min(share_of_error) and max(share_of_error) < 0.1
 #
 # $$ dx=\sigma_{\min}\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t\sqrt{2\ln\frac{\sigma_{\max}}{\sigma_{\min}}}\;d\omega_t \tag{EDM 191}\label{eq:edm-191} $$
 #
-# $$ \begin{aligned} f&=0,\qquad g(t)=\sigma_{\min}\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t\sqrt{2\ln\frac{\sigma_{\max}}{\sigma_{\min}}}\\
-#    s&=1,\qquad\sigma(t)=\sqrt{\int_0^tg^2}=\sigma_{\min}\sqrt{\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^{2t}-1} \end{aligned} \tag{EDM 192–199}\label{eq:edm-199} $$
+# $$ \begin{aligned} f&=0,\qquad s=1\\
+#    g(t)&=\sigma_{\min}\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^t\sqrt{2\ln\frac{\sigma_{\max}}{\sigma_{\min}}}\\
+#    \sigma(t)&=\sqrt{\int_0^tg^2}=\sigma_{\min}\sqrt{\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^{2t}-1}
+#    \end{aligned} \tag{EDM 192–199}\label{eq:edm-199} $$
 #
 # But what SDE's code does is simpler. Its step without noise, and the levels through which it walks with no 1
 # subtracted, are
@@ -1867,8 +1935,11 @@ assert 0 < min(share_of_error) and max(share_of_error) < 0.1
 # **Read the difference of squares as a step of time.** With $t=\sigma^2$, that is $\sigma(t)=\sqrt t$ and $s=1$, the
 # factor $\dot\sigma\sigma$ is $\frac12$, and the step is Euler's for $\eqref{eq:edm-1}$:
 #
-# $$ \begin{aligned} \sigma(t)&=\sqrt t,\qquad t_i=\sigma_i^2,\qquad\frac{dx}{dt}=-\dot\sigma\,\sigma\,\nabla_x\log p=-\tfrac12\nabla_x\log p\big(x;\sigma(t)\big)\\
-#    x_{i+1}&=x_i+(t_{i+1}-t_i)\,\frac{dx}{dt}=x_i+\tfrac12\big(\sigma_i^2-\sigma_{i+1}^2\big)\,\nabla_x\log p(x_i;\sigma_i) \end{aligned} \tag{EDM 202–211}\label{eq:edm-211} $$
+# $$ \begin{aligned} \sigma(t)&=\sqrt t,\qquad t_i=\sigma_i^2\\
+#    \frac{dx}{dt}&=-\dot\sigma\,\sigma\,\nabla_x\log p=-\tfrac12\nabla_x\log p\big(x;\sigma(t)\big)\\
+#    x_{i+1}&=x_i+(t_{i+1}-t_i)\,\frac{dx}{dt}\\
+#    &=x_i+\tfrac12\big(\sigma_i^2-\sigma_{i+1}^2\big)\,\nabla_x\log p(x_i;\sigma_i) \end{aligned}
+#    \tag{EDM 202–211}\label{eq:edm-211} $$
 #
 # So the sampler that was run is the column's $\sigma=\sqrt t$ with geometric times, whatever the theory said.
 
@@ -1914,13 +1985,19 @@ assert rms(naive - by_theory) > 0.1
 # noise. The network stretches its input back to $[-1,1]$ itself, and its output is divided by their noise to give
 # their slope, which is twice ours, by **the chain rule**. The twos cancel everywhere except in $c_{\mathrm{noise}}$:
 #
-# $$ \begin{aligned} \nabla_x\log p(x;\sigma)&\approx\frac12\cdot\frac{F_\theta\big(x;\,\ln\frac\sigma2\big)}{\sigma/2}=\frac{F_\theta\big(x;\ln\frac12\sigma\big)}\sigma\\
-#    D(x;\sigma)&=x+\sigma^2\,\nabla_x\log p(x;\sigma)=\underbrace{1}_{c_{\mathrm{skip}}}\cdot\,x+\underbrace{\sigma}_{c_{\mathrm{out}}}F_\theta\Big(\underbrace{1}_{c_{\mathrm{in}}}\cdot\,x;\ \underbrace{\ln(\tfrac12\sigma)}_{c_{\mathrm{noise}}}\Big) \end{aligned} \tag{EDM 212–217}\label{eq:edm-217} $$
+# $$ \begin{aligned} \nabla_x\log p(x;\sigma)&\approx\frac12\cdot\frac{F_\theta\big(x;\,\ln\frac\sigma2\big)}{\sigma/2}\\
+#    &=\frac{F_\theta\big(x;\ln\frac12\sigma\big)}\sigma\\
+#    D(x;\sigma)&=x+\sigma^2\,\nabla_x\log p(x;\sigma)\\
+#    &=\underbrace{1}_{c_{\mathrm{skip}}}\cdot\,x+\underbrace{\sigma}_{c_{\mathrm{out}}}
+#    F_\theta\big(c_{\mathrm{in}}\,x;\ c_{\mathrm{noise}}\big)\\
+#    c_{\mathrm{in}}&=1,\qquad c_{\mathrm{noise}}=\ln(\tfrac12\sigma) \end{aligned} \tag{EDM 212–217}\label{eq:edm-217} $$
 #
 # and its loss, with the same weight and $\ln\sigma$ uniform because the level is geometric in a uniform time,
 #
-# $$ \mathbb E_t\big\|\sigma\,\nabla_x\log p+\tfrac n\sigma\big\|^2=\mathbb E_t\Big\|F_\theta+\tfrac n\sigma\Big\|^2
-#    =\mathbb E_{\ln\sigma\sim\mathcal U(\ln\sigma_{\min},\ln\sigma_{\max})}\,\frac1{\sigma^2}\big\|D(y+n;\sigma)-y\big\|^2 \tag{EDM 218–222}\label{eq:edm-221} $$
+# $$ \begin{aligned} &\mathbb E_t\big\|\sigma\,\nabla_x\log p+\tfrac n\sigma\big\|^2
+#    =\mathbb E_t\Big\|F_\theta+\tfrac n\sigma\Big\|^2\\
+#    &\quad=\mathbb E_{\ln\sigma\sim\mathcal U(\ln\sigma_{\min},\ln\sigma_{\max})}\,
+#    \frac1{\sigma^2}\big\|D(y+n;\sigma)-y\big\|^2 \end{aligned} \tag{EDM 218–222}\label{eq:edm-221} $$
 
 
 # %%
@@ -1954,30 +2031,37 @@ print("SDE's VE network, its slope, its loss and its law of σ are the second co
 # %% [markdown]
 # **iDDPM + DDIM.** Section 3.21 found DDIM's sampler to be Euler's method in $\bar x=x/s$ and $\sigma$:
 #
-# $$ d\bar x=\epsilon_\theta\Big(\frac{\bar x}{\sqrt{\sigma^2+1}}\Big)d\sigma\quad\Longrightarrow\quad\sigma(t)=t,\ \ s(t)=1,\qquad
-#    \epsilon_\theta=\frac{\bar x-D(\bar x;\sigma)}{\sigma}\ \Longleftrightarrow\ D=\bar x-\sigma\,\epsilon_\theta \tag{EDM 223–229}\label{eq:edm-229} $$
+# $$ \begin{aligned} d\bar x&=\epsilon_\theta\Big(\frac{\bar x}{\sqrt{\sigma^2+1}}\Big)d\sigma\\
+#    &\quad\Longrightarrow\quad\sigma(t)=t,\ \ s(t)=1\\
+#    \epsilon_\theta&=\frac{\bar x-D(\bar x;\sigma)}{\sigma}\ \Longleftrightarrow\ D=\bar x-\sigma\,\epsilon_\theta
+#    \end{aligned} \tag{EDM 223–229}\label{eq:edm-229} $$
 #
 # (**compare** with $\eqref{eq:edm-81}$ for $s=1$, $\dot\sigma=1$.) So in 2020 DDIM had already chosen EDM's path. The
 # levels are those of the cosine schedule of (IDDPM 17), whose last steps are clipped at $\beta=0.999$:
 #
-# $$ \bar\alpha_k=\cos^2\Big(\frac\pi2\,\frac{k/M+C_2}{1+C_2}\Big),\qquad\beta_k=\min\Big(1-\frac{\bar\alpha_k}{\bar\alpha_{k-1}},\ 1-C_1\Big),\qquad
-#    \bar\alpha'_k=\prod_{l\le k}(1-\beta_l) \tag{EDM 230–242}\label{eq:edm-242} $$
+# $$ \begin{aligned} \bar\alpha_k&=\cos^2\Big(\frac\pi2\,\frac{k/M+C_2}{1+C_2}\Big)\\
+#    \beta_k&=\min\Big(1-\frac{\bar\alpha_k}{\bar\alpha_{k-1}},\ 1-C_1\Big)\\
+#    \bar\alpha'_k&=\prod_{l\le k}(1-\beta_l) \end{aligned} \tag{EDM 230–242}\label{eq:edm-242} $$
 #
 # (The prime marks what is left after clipping, in the paper and here; chapter 04's $\bar\alpha_t$ is $\bar\alpha'_t$.)
 # EDM counts levels from the noisy end, $j=M-k$. **Substitute**: $\cos(\frac\pi2-\xi)=\sin\xi$ turns the cosine into a
 # sine,
 #
-# $$ \bar\alpha_j=\cos^2\Big(\frac\pi2-\frac\pi2\,\frac j{M(C_2+1)}\Big)=\sin^2\Big(\frac\pi2\,\frac j{M(C_2+1)}\Big) \tag{EDM 243–249}\label{eq:edm-249} $$
+# $$ \begin{aligned} \bar\alpha_j&=\cos^2\Big(\frac\pi2-\frac\pi2\,\frac j{M(C_2+1)}\Big)\\
+#    &=\sin^2\Big(\frac\pi2\,\frac j{M(C_2+1)}\Big) \end{aligned} \tag{EDM 243–249}\label{eq:edm-249} $$
 #
 # Then **write** $u_j^2=1/\bar\alpha'_j-1$, so that a step multiplies $u^2+1$ by $1/(1-\beta)$, and $1-\beta$ is the
 # ratio of neighbours or $C_1$, whichever is larger:
 #
-# $$ u_M=0,\qquad u_{j-1}^2+1=\frac{u_j^2+1}{1-\beta}\quad\Longrightarrow\quad
-#    u_{j-1}=\sqrt{\frac{u_j^2+1}{\max(\bar\alpha_{j-1}/\bar\alpha_j,\ C_1)}-1} \tag{EDM 250–265}\label{eq:edm-265} $$
+# $$ \begin{aligned} u_M&=0,\qquad u_{j-1}^2+1=\frac{u_j^2+1}{1-\beta}\\
+#    \Longrightarrow\quad u_{j-1}&=\sqrt{\frac{u_j^2+1}{\max(\bar\alpha_{j-1}/\bar\alpha_j,\ C_1)}-1} \end{aligned}
+#    \tag{EDM 250–265}\label{eq:edm-265} $$
 #
 # The network was trained on the chain's count, $0$ for the *least* noise, so the index has to be turned round again:
 #
-# $$ D(x;\sigma)=\underbrace{1}_{c_{\mathrm{skip}}}\cdot\,x\ \underbrace{-\,\sigma}_{c_{\mathrm{out}}}\cdot F_\theta\Big(\underbrace{\tfrac1{\sqrt{\sigma^2+1}}}_{c_{\mathrm{in}}}x;\ \underbrace{M-1-\arg\min_j|u_j-\sigma|}_{c_{\mathrm{noise}}}\Big) \tag{EDM 266–268}\label{eq:edm-268} $$
+# $$ \begin{aligned} D(x;\sigma)&=\underbrace{1}_{c_{\mathrm{skip}}}\cdot\,x\ \underbrace{-\,\sigma}_{c_{\mathrm{out}}}\cdot
+#    F_\theta\Big(\underbrace{\tfrac1{\sqrt{\sigma^2+1}}}_{c_{\mathrm{in}}}x;\ c_{\mathrm{noise}}\Big)\\
+#    c_{\mathrm{noise}}&=M-1-\arg\min_j|u_j-\sigma| \end{aligned} \tag{EDM 266–268}\label{eq:edm-268} $$
 #
 # This is the place of the slip: the text of the appendix prints $c_{\mathrm{noise}}=\arg\min_j|u_j-\sigma|$, which
 # counts from the wrong end; Table 1 has it right. The check runs chapter 03's sampler on chapter 04's chain, and
@@ -2018,7 +2102,9 @@ assert rms(by_ddim - by_slip) > 0.1
 # $\sigma_i=(ai+b)^\rho$. The ends **determine** $a$ and $b$, from $b^\rho=\sigma_{\max}$ and
 # $(a(N-1)+b)^\rho=\sigma_{\min}$:
 #
-# $$ \sigma_{i<N}=\Big(\sigma_{\max}^{1/\rho}+\frac i{N-1}\big(\sigma_{\min}^{1/\rho}-\sigma_{\max}^{1/\rho}\big)\Big)^\rho,\qquad\sigma_N=0 \tag{EDM 5, 269}\label{eq:edm-5} $$
+# $$ \begin{aligned} \sigma_{i<N}&=\Big(\sigma_{\max}^{1/\rho}
+#    +\frac i{N-1}\big(\sigma_{\min}^{1/\rho}-\sigma_{\max}^{1/\rho}\big)\Big)^\rho\\
+#    \sigma_N&=0 \end{aligned} \tag{EDM 5, 269}\label{eq:edm-5} $$
 #
 # The one number $\rho$ shifts effort between the ends. **Differentiate** by $i$: a step is about
 #
@@ -2345,14 +2431,18 @@ assert own_list["edm", "heun", 36] < 0.5 * min(own_list[c, "euler", 72] for c in
 #
 # Heun's method in full, for any $\sigma(t)$ and $s(t)$, with the slope of $\eqref{eq:edm-81}$:
 #
-# $$\begin{array}{l}
-# \textbf{Heun's sampler: }D_\theta(x;\sigma),\ \sigma(t),\ s(t),\ t_0>t_1>\dots>t_N=0\\[2pt]
+# $$\small\begin{array}{l}
+# \textbf{Heun's sampler: }D_\theta(x;\sigma),\ \sigma(t),\ s(t),\\
+# \qquad t_0>t_1>\dots>t_N=0\\[2pt]
 # x_0\sim\mathcal N\big(0,\ \sigma(t_0)^2s(t_0)^2I\big)\\
 # \textbf{for}\ i=0,\dots,N-1:\\
-# \qquad d_i=\Big(\dfrac{\dot\sigma(t_i)}{\sigma(t_i)}+\dfrac{\dot s(t_i)}{s(t_i)}\Big)x_i-\dfrac{\dot\sigma(t_i)\,s(t_i)}{\sigma(t_i)}\,D_\theta\Big(\dfrac{x_i}{s(t_i)};\sigma(t_i)\Big)\\
+# \qquad d_i=\Big(\dfrac{\dot\sigma(t_i)}{\sigma(t_i)}+\dfrac{\dot s(t_i)}{s(t_i)}\Big)x_i\\
+# \qquad\qquad{}-\dfrac{\dot\sigma(t_i)\,s(t_i)}{\sigma(t_i)}\,D_\theta\Big(\dfrac{x_i}{s(t_i)};\sigma(t_i)\Big)\\
 # \qquad x_{i+1}=x_i+(t_{i+1}-t_i)\,d_i\\
 # \qquad\textbf{if}\ \sigma(t_{i+1})\neq0:\\
-# \qquad\qquad d_i'=\Big(\dfrac{\dot\sigma(t_{i+1})}{\sigma(t_{i+1})}+\dfrac{\dot s(t_{i+1})}{s(t_{i+1})}\Big)x_{i+1}-\dfrac{\dot\sigma(t_{i+1})\,s(t_{i+1})}{\sigma(t_{i+1})}\,D_\theta\Big(\dfrac{x_{i+1}}{s(t_{i+1})};\sigma(t_{i+1})\Big)\\
+# \qquad\qquad d_i'=\Big(\dfrac{\dot\sigma(t_{i+1})}{\sigma(t_{i+1})}+\dfrac{\dot s(t_{i+1})}{s(t_{i+1})}\Big)x_{i+1}\\
+# \qquad\qquad\quad{}-\dfrac{\dot\sigma(t_{i+1})\,s(t_{i+1})}{\sigma(t_{i+1})}\,
+# D_\theta\Big(\dfrac{x_{i+1}}{s(t_{i+1})};\sigma(t_{i+1})\Big)\\
 # \qquad\qquad x_{i+1}=x_i+(t_{i+1}-t_i)\big(\tfrac12d_i+\tfrac12d_i'\big)\\
 # \textbf{return}\ x_N
 # \end{array}\tag{EDM Alg. 1}\label{eq:edm-alg-1}$$
@@ -2410,7 +2500,8 @@ print("Algorithm 1 is md.ode on all four columns, 35 calls for 18 steps")
 # term. Now let a step look once more at $\alpha$ of its way, at $x+\alpha hv$ and $t+\alpha h$. There **to first
 # order** the slope is $v+\alpha h\,\dot v$. Weigh it with $w$ and the first slope with $1-w$:
 #
-# $$ x+h\big[(1-w)\,v+w\,(v+\alpha h\,\dot v)\big]=x+hv+w\,\alpha\,h^2\,\dot v+O(h^3)\qquad\text{is right for}\qquad w=\frac1{2\alpha} \tag{6.13}\label{eq:6-13} $$
+# $$ \begin{aligned} x+h\big[(1-w)\,v+w\,(v+\alpha h\,\dot v)\big]&=x+hv+w\,\alpha\,h^2\,\dot v+O(h^3)\\
+#    \text{is right for}\qquad w&=\frac1{2\alpha} \end{aligned} \tag{6.13}\label{eq:6-13} $$
 #
 # Every $\alpha>0$ gives a method of second order, and this family is the paper's third algorithm; $\alpha=1$ is
 # Heun's method, $\frac12$ the midpoint rule, $\frac23$ Ralston's. (In the paper's search 1.1 did best, by a hair.)
@@ -2419,7 +2510,9 @@ print("Algorithm 1 is md.ode on all four columns, 35 calls for 18 steps")
 # $$\begin{array}{l}
 # h_i=t_{i+1}-t_i,\qquad d_i=\text{the slope at }(x_i,t_i)\\
 # (x_i',\,t_i')=(x_i+\alpha h_id_i,\ t_i+\alpha h_i)\\
-# \textbf{if}\ \sigma(t_i')\neq0:\quad d_i'=\text{the slope at }(x_i',t_i'),\qquad x_{i+1}=x_i+h_i\Big[\big(1-\tfrac1{2\alpha}\big)d_i+\tfrac1{2\alpha}d_i'\Big]\\
+# \textbf{if}\ \sigma(t_i')\neq0:\\
+# \qquad d_i'=\text{the slope at }(x_i',t_i')\\
+# \qquad x_{i+1}=x_i+h_i\Big[\big(1-\tfrac1{2\alpha}\big)d_i+\tfrac1{2\alpha}d_i'\Big]\\
 # \textbf{else}:\quad x_{i+1}=x_i+h_id_i
 # \end{array}\tag{EDM Alg. 3}\label{eq:edm-alg-3}$$
 #
@@ -2487,16 +2580,19 @@ assert abs(wrong_weight - 2) < 0.15
 # of second order. Neither half leaves the family $p(x;\sigma)$, so without errors of solver and network the result is
 # distributed as the data, with any amount of *churn*, as the paper calls it.
 #
-# $$\begin{array}{l}
-# \textbf{Stochastic sampler: }D_\theta(x;\sigma),\ t_0>t_1>\dots>t_N=0,\ S_{\mathrm{churn}},S_{\mathrm{tmin}},S_{\mathrm{tmax}},S_{\mathrm{noise}}\\[2pt]
+# $$\small\begin{array}{l}
+# \textbf{Stochastic sampler: }D_\theta(x;\sigma),\ t_0>t_1>\dots>t_N=0,\\
+# \quad S_{\mathrm{churn}},\ S_{\mathrm{tmin}},\ S_{\mathrm{tmax}},\ S_{\mathrm{noise}}\\[2pt]
 # x_0\sim\mathcal N(0,\,t_0^2I)\\
 # \textbf{for}\ i=0,\dots,N-1:\\
-# \qquad\gamma_i=\min\big(S_{\mathrm{churn}}/N,\ \sqrt2-1\big)\ \text{if}\ t_i\in[S_{\mathrm{tmin}},S_{\mathrm{tmax}}],\ \text{else}\ 0\\
-# \qquad\epsilon_i\sim\mathcal N(0,\,S_{\mathrm{noise}}^2I);\qquad\hat t_i=t_i+\gamma_it_i\\
-# \qquad\hat x_i=x_i+\sqrt{\hat t_i^2-t_i^2}\;\epsilon_i\\
-# \qquad d_i=\big(\hat x_i-D_\theta(\hat x_i;\hat t_i)\big)/\hat t_i;\qquad x_{i+1}=\hat x_i+(t_{i+1}-\hat t_i)\,d_i\\
-# \qquad\textbf{if}\ t_{i+1}\neq0:\\
-# \qquad\qquad d_i'=\big(x_{i+1}-D_\theta(x_{i+1};t_{i+1})\big)/t_{i+1};\qquad x_{i+1}=\hat x_i+(t_{i+1}-\hat t_i)\big(\tfrac12d_i+\tfrac12d_i'\big)\\
+# \quad\gamma_i=\min\big(S_{\mathrm{churn}}/N,\ \sqrt2-1\big)\ \text{if}\ t_i\in[S_{\mathrm{tmin}},S_{\mathrm{tmax}}],\ \text{else}\ 0\\
+# \quad\epsilon_i\sim\mathcal N(0,\,S_{\mathrm{noise}}^2I);\qquad\hat t_i=t_i+\gamma_it_i\\
+# \quad\hat x_i=x_i+\sqrt{\hat t_i^2-t_i^2}\;\epsilon_i\\
+# \quad d_i=\big(\hat x_i-D_\theta(\hat x_i;\hat t_i)\big)/\hat t_i\\
+# \quad x_{i+1}=\hat x_i+(t_{i+1}-\hat t_i)\,d_i\\
+# \quad\textbf{if}\ t_{i+1}\neq0:\\
+# \qquad d_i'=\big(x_{i+1}-D_\theta(x_{i+1};t_{i+1})\big)/t_{i+1}\\
+# \qquad x_{i+1}=\hat x_i+(t_{i+1}-\hat t_i)\big(\tfrac12d_i+\tfrac12d_i'\big)\\
 # \textbf{return}\ x_N
 # \end{array}\tag{EDM Alg. 2}\label{eq:edm-alg-2}$$
 #
@@ -2584,8 +2680,9 @@ for name, lift in (
 # of variance $\hat t^2-t^2\approx2\gamma t^2$. The flow then covers $h$ and, in addition, the stretch $\gamma t$ that
 # we went up, with $dx=-t\,\nabla\log p\,dt$. **Compare** both with $\eqref{eq:edm-6}$ over the time $h$:
 #
-# $$ \underbrace{2\gamma t^2=2\beta t^2h}_{\text{noise injected}},\qquad\underbrace{\gamma t\cdot t\,\nabla\log p=\beta t^2h\,\nabla\log p}_{\text{noise decay}}
-#    \qquad\Longrightarrow\qquad\beta(t_i)=\frac{\gamma_i}{t_i-t_{i+1}} \tag{6.14}\label{eq:6-14} $$
+# $$ \begin{aligned} &\underbrace{2\gamma t^2=2\beta t^2h}_{\text{noise injected}},\qquad
+#    \underbrace{\gamma t\cdot t\,\nabla\log p=\beta t^2h\,\nabla\log p}_{\text{noise decay}}\\
+#    &\quad\Longrightarrow\quad\beta(t_i)=\frac{\gamma_i}{t_i-t_{i+1}} \end{aligned} \tag{6.14}\label{eq:6-14} $$
 #
 # One $\beta$ satisfies both, so **churn is the SDE** $\eqref{eq:edm-6}$ in the limit of short steps. By
 # $\eqref{eq:6-10}$ the step $h$ is proportional to $1/N$, and below its bound $\gamma=S_{\mathrm{churn}}/N$ is too.
@@ -2771,8 +2868,9 @@ for S in amounts[1:]:
 # How should the levels be spaced? The paper measures, noise level by noise level, by how much one step misses. Take a
 # point from $p(x;\sigma_i)$, do one step of the list, and compare with 200 short Euler steps over the same stretch:
 #
-# $$ e_i=\Big(\tfrac1d\,\big\|x_{i+1}^{\text{one step}}-x_{i+1}^{\text{200 steps}}\big\|^2\Big)^{1/2},\qquad
-#    e_i\approx\frac{(\sigma_i-\sigma_{i+1})^2}2\,\Big(\tfrac1d\|z''\|^2\Big)^{1/2}\ \text{for Euler's method} \tag{6.15}\label{eq:6-15} $$
+# $$ \begin{aligned} e_i&=\Big(\tfrac1d\,\big\|x_{i+1}^{\text{one step}}-x_{i+1}^{\text{200 steps}}\big\|^2\Big)^{1/2}\\
+#    e_i&\approx\frac{(\sigma_i-\sigma_{i+1})^2}2\,\Big(\tfrac1d\|z''\|^2\Big)^{1/2}\ \text{for Euler's method}
+#    \end{aligned} \tag{6.15}\label{eq:6-15} $$
 #
 # By $\eqref{eq:6-10}$ a larger $\rho$ makes the steps at large $\sigma$ longer and those at small $\sigma$ shorter,
 # so it moves the error upwards in $\sigma$. For Gaussian data we can say where it is largest:
@@ -3025,7 +3123,9 @@ assert abs(slope_of(medians["Heun"]) + 2) < 0.2
 # it rarer. The trajectories that flip are those that come nearer to a boundary than the solver's error there. Their
 # share is **proportional to that error** while it is small, so
 #
-# $$ \text{share flipped}\propto N^{-p},\qquad\text{root mean square}=\sqrt{\text{share}\times\text{distance}^2}\ \propto\ N^{-p/2} \tag{6.17}\label{eq:6-17} $$
+# $$ \begin{aligned} \text{share flipped}&\propto N^{-p}\\
+#    \text{root mean square}&=\sqrt{\text{share}\times\text{distance}^2}\ \propto\ N^{-p/2} \end{aligned}
+#    \tag{6.17}\label{eq:6-17} $$
 #
 # In the plane, with twelve data and 12,000 trajectories, it can be counted, here for Euler's method ($p=1$).
 
@@ -3080,7 +3180,9 @@ assert abs(order(flipped) + 1) < 0.25 and abs(order(whole_rms) + 0.5) < 0.15
 # $\lambda=-\ln\sigma$. (The letter is theirs; the weight of the loss does not occur in this section.) **The chain
 # rule** turns $dz/d\sigma=(z-D)/\sigma$ into
 #
-# $$ \frac{dz}{d\lambda}=D-z\qquad\Longrightarrow\qquad z(\lambda+h)=e^{-h}z(\lambda)+\int_0^he^{-(h-\xi)}\,D(\lambda+\xi)\,d\xi \tag{6.18}\label{eq:6-18} $$
+# $$ \begin{aligned} \frac{dz}{d\lambda}&=D-z\\
+#    \Longrightarrow\qquad z(\lambda+h)&=e^{-h}z(\lambda)+\int_0^he^{-(h-\xi)}\,D(\lambda+\xi)\,d\xi \end{aligned}
+#    \tag{6.18}\label{eq:6-18} $$
 #
 # by **variation of constants** (differentiate $e^\lambda z$). The linear part is solved exactly, and what has to be
 # approximated is $D$ alone, which changes slowly. With $D$ constant over the step,
@@ -3491,14 +3593,25 @@ assert (curves["DDPM"][:, -1] > 2).all()
 # then the VE network's. (The two with an asterisk are the models that Song et al. had published; all others were
 # trained anew.)
 #
-# $$\begin{array}{llcccc}
-# &&\text{CIFAR-10, class}&\text{CIFAR-10}&\text{FFHQ}&\text{AFHQv2}\\ \hline
-# A&\text{baseline}&2.48,\ 3.11&3.01^*,\ 3.77^*&3.39,\ 25.95&2.58,\ 18.52\\
-# B&\text{hyper-parameters}&2.18,\ 2.48&2.51,\ 2.94&3.13,\ 22.53&2.43,\ 23.12\\
-# C&\text{capacity}&2.08,\ 2.52&2.31,\ 2.83&2.78,\ 41.62&2.54,\ 15.04\\
-# D&\text{preconditioning}&2.09,\ 2.64&2.29,\ 3.10&2.94,\ 3.39&2.79,\ 3.81\\
-# E&\text{loss}&1.88,\ 1.86&2.05,\ 1.99&2.60,\ 2.81&2.29,\ 2.28\\
-# F&\text{augmentation}&\mathbf{1.79},\ \mathbf{1.79}&\mathbf{1.97},\ \mathbf{1.98}&\mathbf{2.39},\ \mathbf{2.53}&\mathbf{1.96},\ \mathbf{2.16}
+# $$\small\begin{array}{l}
+# \begin{array}{llcc}
+# &&\text{CIFAR-10, class}&\text{CIFAR-10}\\ \hline
+# A&\text{baseline}&2.48,\ 3.11&3.01^*,\ 3.77^*\\
+# B&\text{hyper-parameters}&2.18,\ 2.48&2.51,\ 2.94\\
+# C&\text{capacity}&2.08,\ 2.52&2.31,\ 2.83\\
+# D&\text{preconditioning}&2.09,\ 2.64&2.29,\ 3.10\\
+# E&\text{loss}&1.88,\ 1.86&2.05,\ 1.99\\
+# F&\text{augmentation}&\mathbf{1.79},\ \mathbf{1.79}&\mathbf{1.97},\ \mathbf{1.98}
+# \end{array}\\[6pt]
+# \begin{array}{llcc}
+# &&\text{FFHQ}&\text{AFHQv2}\\ \hline
+# A&\text{baseline}&3.39,\ 25.95&2.58,\ 18.52\\
+# B&\text{hyper-parameters}&3.13,\ 22.53&2.43,\ 23.12\\
+# C&\text{capacity}&2.78,\ 41.62&2.54,\ 15.04\\
+# D&\text{preconditioning}&2.94,\ 3.39&2.79,\ 3.81\\
+# E&\text{loss}&2.60,\ 2.81&2.29,\ 2.28\\
+# F&\text{augmentation}&\mathbf{2.39},\ \mathbf{2.53}&\mathbf{1.96},\ \mathbf{2.16}
+# \end{array}
 # \end{array}\tag{EDM Table 2}\label{eq:edm-table-2}$$
 #
 # The wrapping alone (C to D) changes little, except that it rescues VE where it had failed, at $64\times64$. The loss
@@ -3609,14 +3722,17 @@ assert worst("B") < best("F") < worst("A")
 # what it is shown, and draws warped images. EDM tells the network by nine numbers what was done, and in sampling it
 # tells it "nothing". The paper has six transformations with eight random parameters:
 #
-# $$\begin{array}{llll}
+# $$\small\begin{array}{llll}
 # &\text{parameter}&\text{what is done}&\text{label}\\ \hline
-# x\text{-flip}&a_0\sim\mathcal U\{0,1\}&\text{mirror left and right}&a_0\\
-# y\text{-flip}&a_1\sim\mathcal U\{0,1\}&\text{mirror up and down}&a_1\\
-# \text{scaling}&a_2\sim\mathcal N(0,1)&2^{0.2\,a_2}&a_2\\
-# \text{rotation}&a_3\sim\mathcal U(-\pi,\pi)&\text{by }a_3&\cos a_3-1,\ \sin a_3\\
-# \text{anisotropy}&a_4\sim\mathcal U(-\pi,\pi),\ a_5\sim\mathcal N(0,1)&2^{0.2\,a_5}\text{ along }a_4,\text{ inverse across}&a_5\cos a_4,\ a_5\sin a_4\\
-# \text{translation}&a_6,a_7\sim\mathcal N(0,1)&0.125\,a_6\,W,\ 0.125\,a_7\,H&a_6,\ a_7
+# x\text{-flip}&a_0\sim\mathcal U\{0,1\}&\text{left}\leftrightarrow\text{right}&a_0\\
+# y\text{-flip}&a_1\sim\mathcal U\{0,1\}&\text{up}\leftrightarrow\text{down}&a_1\\
+# \text{scaling}&a_2\sim\mathcal N(0,1)&2^{0.2a_2}&a_2\\
+# \text{rotation}&a_3\sim\mathcal U(-\pi,\pi)&\text{by }a_3&\cos a_3{-}1\\
+# &&&\sin a_3\\
+# \text{anisotropy}&a_4\sim\mathcal U(-\pi,\pi)&2^{0.2a_5}\text{ along }a_4,&a_5\cos a_4\\
+# &a_5\sim\mathcal N(0,1)&\text{inverse across}&a_5\sin a_4\\
+# \text{translation}&a_6\sim\mathcal N(0,1)&0.125\,a_6\,W&a_6\\
+# &a_7\sim\mathcal N(0,1)&0.125\,a_7\,H&a_7
 # \end{array}\tag{EDM Table 6}\label{eq:edm-table-6}$$
 #
 # The coin of the $x$-flip is thrown for every image. Each of the other five is used with a probability of 12 % on
@@ -3991,13 +4107,14 @@ for whose in ("digits", "ideal"):
 # 3, 4 and 5 are quoted from a single transcription. What the paper's text repeats of them, among it the factors 7.3,
 # 300 and 3.2 by which the evaluations go down, agrees with it; the rest has no second witness.)
 #
-# $$\begin{array}{lccc}
-# \text{FID}\ /\ \text{evaluations}&\text{VP}&\text{VE}&\text{ImageNet-64}\\ \hline
-# \text{original sampler}&2.85\,/\,256&5.45\,/\,8192&2.85\,/\,250\\
-# \text{Algorithm 1, original choices}&2.79\,/\,512&4.78\,/\,8192&2.73\,/\,384\\
-# +\text{ Heun and }t_i&2.88\,/\,255&4.23\,/\,191&2.64\,/\,79\\
-# +\ \sigma(t)\text{ and }s(t)&2.93\,/\,35&3.73\,/\,27&\text{as above}\\
-# \text{RK45}&2.94\,/\,115&3.69\,/\,93&2.66\,/\,131
+# $$\small\begin{array}{lccc}
+# \text{FID}/\text{evaluations}&\text{VP}&\text{VE}&\text{ImageNet-64}\\ \hline
+# \text{original sampler}&2.85/256&5.45/8192&2.85/250\\
+# \text{Algorithm 1,}&&&\\
+# \enspace\text{original choices}&2.79/512&4.78/8192&2.73/384\\
+# +\text{ Heun and }t_i&2.88/255&4.23/191&2.64/79\\
+# +\ \sigma(t)\text{ and }s(t)&2.93/35&3.73/27&\text{as above}\\
+# \text{RK45}&2.94/115&3.69/93&2.66/131
 # \end{array}\tag{EDM Table 3}\label{eq:edm-table-3}$$
 #
 # Distances of samples compare crowds, and a crowd of 500 digits is a blunt instrument. All these rules solve the same
@@ -4161,13 +4278,15 @@ assert max(by_rho[18][2:]) - min(by_rho[18][2:]) < 0.03 and max(by_rho[9][2:]) <
 # known: nothing in law with a perfect denoiser, and with a wrong one it trades one error for another, so that there
 # is a best amount, and a place for it. The paper's Table 4 turns the knobs one by one:
 #
-# $$\begin{array}{lccc}
+# $$\small\begin{array}{lccc}
 # \text{FID}\ /\ \text{evaluations}&\text{VP}&\text{VE}&\text{ImageNet-64}\\ \hline
-# \text{deterministic}&2.93\,/\,35&3.73\,/\,27&2.64\,/\,79\\
-# \text{churn at every }\sigma,\ S_{\mathrm{noise}}=1&2.69\,/\,95&2.97\,/\,383&1.86\,/\,383\\
-# \text{and }S_{\mathrm{noise}}&2.54\,/\,127&2.51\,/\,511&1.63\,/\,767\\
-# \text{and }[S_{\mathrm{tmin}},S_{\mathrm{tmax}}]\text{ instead}&2.52\,/\,95&2.84\,/\,191&1.84\,/\,255\\
-# \text{both}&2.27\,/\,383&2.23\,/\,767&1.55\,/\,511
+# \text{deterministic}&2.93/35&3.73/27&2.64/79\\
+# \text{churn at every }\sigma,&&&\\
+# \quad S_{\mathrm{noise}}=1&2.69/95&2.97/383&1.86/383\\
+# \text{and }S_{\mathrm{noise}}&2.54/127&2.51/511&1.63/767\\
+# \text{and }[S_{\mathrm{tmin}},S_{\mathrm{tmax}}]&&&\\
+# \quad\text{instead}&2.52/95&2.84/191&1.84/255\\
+# \text{both}&2.27/383&2.23/767&1.55/511
 # \end{array}\tag{EDM Table 4}\label{eq:edm-table-4}$$
 #
 # For each network each knob lowers the FID, and both together lower it most. (The authors' own ImageNet model,

@@ -61,6 +61,11 @@ OVERFLOW = """(() => {
     return `${wide} px too wide: ` + (culprit ? culprit.outerHTML.slice(0, 120) : '');
 })()"""
 
+# An equation whose number is out of sight. (On a phone some must scroll.)
+CUT_OFF = """(() => [...document.querySelectorAll('mjx-container[display="true"]')]
+    .filter(math => Math.max(math.scrollWidth, math.parentElement.scrollWidth) > math.parentElement.clientWidth + 1)
+    .map(math => 'an equation that is too wide: ' + math.textContent.slice(0, 80)))()"""
+
 
 def find() -> str | None:
     """Return the path of a Chromium or Chrome, or None."""
@@ -154,6 +159,7 @@ class Browser:
             self.resize(session, width)
             if overflow := self.evaluate(session, OVERFLOW):
                 found.append(f"at {width} px: {overflow}")
+        found += self.evaluate(session, CUT_OFF)
         self.call("Target.closeTarget", targetId=target)
         home = re.match(r"https?://[^/]+/", url)[0]
         found += [

@@ -87,6 +87,7 @@ def test_the_reader_sees_what_is_wrong(reader, tmp_path):
     (tmp_path / "bad.html").write_text(
         head + "<p>Let \\(x\\) be.</p><p>Then $y$ is.</p><img src=missing.png><div style='width:900px'>wide</div>"
         "<img src=https://example.org/a.png><mjx-container>(???)</mjx-container><mjx-merror>bad</mjx-merror>"
+        "<p style='width:90px;overflow:auto'><mjx-container display=true><b>a=bbbbbbbbbbbbbbbb</b></mjx-container></p>"
         "<script>console.error('spoken'); undefined_function()</script>"
     )
     with browser.serve(tmp_path) as home:
@@ -100,6 +101,7 @@ def test_the_reader_sees_what_is_wrong(reader, tmp_path):
         "at 390 px: ",
         "request off the machine: https://example.org/a.png",
         "not on the page",
+        "an equation that is too wide: a=bb",
         "math error",
         "console error: spoken",
         "uncaught ReferenceError",

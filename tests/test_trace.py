@@ -65,6 +65,13 @@ def problems(chapter: str = CHAPTER, module: str = MODULE, manifest: dict = MANI
     return trace.problems(manifest)
 
 
+def test_a_later_papers_number_may_stand_below_the_equation():
+    also = CHAPTER.replace(", IDDPM 7} $$", "} $$\n#\n# *Also IDDPM 7.*")
+    assert problems(also) == [] and also != CHAPTER
+    assert any("IDDPM 8: tagged in 02_ddpm, but no cell" in line for line in problems(also.replace("7.*", "7–8.*")))
+    assert any("cannot read 'seven'" in line for line in problems(also.replace("IDDPM 7.*", "seven.*")))
+
+
 def test_a_sound_book_has_no_problem():
     assert problems() == []
     trace = Trace()
