@@ -271,7 +271,7 @@ def test_what_does_not_belong_together_is_refused_before_anything_is_written(fla
 )
 def test_a_classifier_of_another_process_is_refused_by_what_differs(changed, key, minidiff, runs):
     assert minidiff("train", "digits-classifier", "--out", "other", *CLASSIFIER, *changed).code == 0
-    assert {path.name for path in Path("other").iterdir()} == {"checkpoints", "metrics.jsonl", "loss.png"}
+    assert {path.name for path in Path("other").iterdir()} == {".lock", "checkpoints", "metrics.jsonl", "loss.png"}
     refused = minidiff("sample", runs["conditional"], "--device", "cpu", "--classifier", "other")
     assert refused.code == 2 and f"--classifier other: its {key}" in refused.err
 
