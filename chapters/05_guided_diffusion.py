@@ -2444,7 +2444,7 @@ for rescale, expected in ((True, 2.0**-6), (False, 1.0)):
 # them.
 
 # %%
-# check: ADM Table 1, Table 2, Table 3
+# check: ADM Table 1, ADM Table 2, ADM Table 3
 from minidiff.training.cost import Cost
 
 names = ("base", "depth", "heads", "attention", "biggan", "rescale", "all", "adagn", "add")

@@ -328,7 +328,7 @@ for s, sigma in ((1.0, 0.5), (0.3, 0.5), (2.5, 1.2)):
 # integrals of $\eqref{eq:edm-12}$ must return what we put in.
 
 # %%
-# check: EDM 25–28, 29–34
+# check: EDM 25–28, EDM 29–34
 from dataclasses import dataclass
 
 
@@ -385,13 +385,14 @@ for t in (0.2, 0.7, 1.4):
 #
 # $$ dx=\Big[\frac{\dot s}{s}\,x-\tfrac12\Big(s\sqrt{2\dot\sigma\sigma}\Big)^2\nabla_x\log p\big(x/s;\sigma\big)\Big]dt \tag{EDM 35–37}\label{eq:edm-37} $$
 #
-# $$ dx=\left[\frac{\dot s(t)}{s(t)}\,x-s(t)^2\,\dot\sigma(t)\,\sigma(t)\,\nabla_x\log p\Big(\frac{x}{s(t)};\,\sigma(t)\Big)\right]dt \tag{EDM 4, 38}\label{eq:edm-4} $$
+# $$ \begin{aligned} \frac{dx}{dt}&=\frac{\dot s(t)}{s(t)}\,x\\
+#    &\quad-s(t)^2\,\dot\sigma(t)\,\sigma(t)\,\nabla_x\log p\Big(\frac x{s(t)};\sigma(t)\Big) \end{aligned} \tag{EDM 4, EDM 38}\label{eq:edm-4} $$
 #
 # Mind the gradient. It is taken by $x$, of the whole expression, so that a factor $1/s$ comes out of it when the
 # slope of $p(\,\cdot\,;\sigma)$ is evaluated at $x/s$. (Forget it, and everything still runs wherever $s=1$.) And
 # with $s=1$ there remains the equation with which the paper opens:
 #
-# $$ dx=-\dot\sigma(t)\,\sigma(t)\,\nabla_x\log p\big(x;\sigma(t)\big)\,dt \tag{EDM 1, 39}\label{eq:edm-1} $$
+# $$ dx=-\dot\sigma(t)\,\sigma(t)\,\nabla_x\log p\big(x;\sigma(t)\big)\,dt \tag{EDM 1, EDM 39}\label{eq:edm-1} $$
 #
 # In words: when the noise level falls, each point climbs the slope of the blurred density, at the speed that keeps
 # pace with the blur. What is left of the many methods in $\eqref{eq:edm-4}$? Only how fast, and at what scale. **The
@@ -409,7 +410,7 @@ for t in (0.2, 0.7, 1.4):
 # (section 0.8). The check differentiates, by autograd, and then follows $\eqref{eq:6-1}$ on two paths.
 
 # %%
-# check: EDM 1, 4, 14, 21–24, 35–39, 6.1
+# check: EDM 1, EDM 4, EDM 14, EDM 21–24, EDM 35–39, 6.1
 from scipy.integrate import solve_ivp
 
 
@@ -557,7 +558,7 @@ print("(6.1) both paths carry six points to the same ends")
 # computes both sides.
 
 # %%
-# check: EDM 2, 40–45, 46–50
+# check: EDM 2, EDM 40–45, EDM 46–50
 import numpy as np
 
 ys = torch.tensor([-1.3, -0.4, 0.1, 0.2, 1.5], dtype=double)
@@ -640,7 +641,7 @@ torch.testing.assert_close(L_star + excess, eq_50, rtol=1e-10, atol=0)
 #
 # The fraction that is left is $\eqref{eq:edm-57}$. So, for the best $D$,
 #
-# $$ \nabla_x\log p(x;\sigma)=\big(D(x;\sigma)-x\big)/\sigma^2 \tag{EDM 3, 69}\label{eq:edm-3} $$
+# $$ \nabla_x\log p(x;\sigma)=\big(D(x;\sigma)-x\big)/\sigma^2 \tag{EDM 3, EDM 69}\label{eq:edm-3} $$
 #
 # It is Tweedie's lemma of section 2.9 in the simplest clothes: the slope points from where we are to where we believe
 # the data to be. As $\sigma\to0$ the slope grows like $1/\sigma$ on noisy data, while $D$ stays among the data. A
@@ -650,7 +651,7 @@ torch.testing.assert_close(L_star + excess, eq_50, rtol=1e-10, atol=0)
 # denoisers.
 
 # %%
-# check: EDM 3, 58–69
+# check: EDM 3, EDM 58–69
 train, test = md.digits("train"), md.digits("test")
 y = train.x.double()
 
@@ -960,7 +961,7 @@ assert (network_from_truth < 0.9 * from_truth).all()
 # Euler's, which costs one call and not two.
 
 # %%
-# check: EDM 70–74, 75–81
+# check: EDM 70–74, EDM 75–81
 t = torch.tensor(0.8, dtype=double)
 s, sigma = odd.s(t), odd.sigma(t)
 x = s * (unseen[:5] + sigma * n_unseen[:5])
@@ -1090,7 +1091,7 @@ assert (spread - blurred).abs().max() < 1e-8
 
 
 # %%
-# check: EDM 6, 91–103, 6.6
+# check: EDM 6, EDM 91–103, 6.6
 def fokker_planck(drift, g, log_density, x):
     """−∇·(drift q) + ½ g² Δq at the points x."""
     z = x.detach().requires_grad_(True)
@@ -1270,7 +1271,7 @@ for c, kept in ((0.5, 0.05), (1.0, 5e-3), (4.0, 1e-6)):
 # columns that the library knows.
 
 # %%
-# check: EDM 7, 8, 104–108, 109–113
+# check: EDM 7, EDM 8, EDM 104–108, EDM 109–113
 with torch.random.fork_rng():
     torch.manual_seed(1)
     any_net = md.MLP(64, width=32).double()
@@ -1357,7 +1358,7 @@ for name, make in md.COLUMNS.items():
 # very much, and the paper's constant for its photographs, 0.5, is neither. **Compute it.**
 
 # %%
-# check: EDM 114–117, 118–131, 132–144
+# check: EDM 114–117, EDM 118–131, EDM 132–144
 sigma_d = y.square().mean().sqrt().item()
 print(f"digits: mean {y.mean():.3f}, deviation {y.std():.3f}, root mean square {sigma_d:.3f}")
 assert abs(sigma_d - 0.847) < 5e-4
@@ -1782,7 +1783,7 @@ assert abs(at.mean() - wanted) < 0.03
 #    &=\frac1{\sqrt{e^{B(t)}}}=\frac1{\sqrt{\sigma(t)^2+1}} \end{aligned} \tag{EDM 164–170}\label{eq:edm-170} $$
 
 # %%
-# check: EDM 152–153, 154–163, 164–170
+# check: EDM 152–153, EDM 154–163, EDM 164–170
 # the f and g of this SDE, in the integrals of (12) and with section 6.2's s_of and sigma_of
 beta_max = 20.0
 
@@ -1841,7 +1842,7 @@ torch.testing.assert_close(
 
 
 # %%
-# check: EDM 171–181, 182–190
+# check: EDM 171–181, EDM 182–190
 def F_2(x, c_noise):
     """The network with random weights of section 6.8, made to listen to its second input."""
     return F(x, c_noise) + torch.sin(c_noise / 100 + c_noise**2 / 50).reshape(-1, 1, 1, 1) * x
@@ -1944,7 +1945,7 @@ assert 0 < min(share_of_error) and max(share_of_error) < 0.1
 # So the sampler that was run is the column's $\sigma=\sqrt t$ with geometric times, whatever the theory said.
 
 # %%
-# check: EDM 191–199, 200–211
+# check: EDM 191–199, EDM 200–211
 s_min, s_max = 0.02, 100.0
 k = math.log(s_max / s_min)
 
@@ -2001,7 +2002,7 @@ assert rms(naive - by_theory) > 0.1
 
 
 # %%
-# check: EDM 212–217, 218–222
+# check: EDM 212–217, EDM 218–222
 def their_network(pixels, noise_level):
     """SDE's model in its own units: stretches pixels, is fed log σ, and divides by σ."""
     by = noise_level.reshape(-1, 1, 1, 1)
@@ -2069,7 +2070,7 @@ print("SDE's VE network, its slope, its loss and its law of σ are the second co
 # they do not.
 
 # %%
-# check: EDM 223–229, 230–242, 243–249, 250–265, 266–268
+# check: EDM 223–229, EDM 230–242, EDM 243–249, EDM 250–265, EDM 266–268
 cosine = md.GaussianDiffusion(md.cosine_betas(M), clip=False)
 torch.testing.assert_close(u[:M].flip(0), cosine.sigma, rtol=1e-6, atol=0)
 k = torch.arange(M + 1, dtype=double)
@@ -2104,7 +2105,7 @@ assert rms(by_ddim - by_slip) > 0.1
 #
 # $$ \begin{aligned} \sigma_{i<N}&=\Big(\sigma_{\max}^{1/\rho}
 #    +\frac i{N-1}\big(\sigma_{\min}^{1/\rho}-\sigma_{\max}^{1/\rho}\big)\Big)^\rho\\
-#    \sigma_N&=0 \end{aligned} \tag{EDM 5, 269}\label{eq:edm-5} $$
+#    \sigma_N&=0 \end{aligned} \tag{EDM 5, EDM 269}\label{eq:edm-5} $$
 #
 # The one number $\rho$ shifts effort between the ends. **Differentiate** by $i$: a step is about
 #
@@ -2114,7 +2115,7 @@ assert rms(by_ddim - by_slip) > 0.1
 # the same share of $\sigma$: the levels become geometric, like those of VE. EDM uses 7, and section 6.13 asks why.
 
 # %%
-# check: EDM 5, 269, 6.10
+# check: EDM 5, EDM 269, 6.10
 for rho in (1, 2, 7, 20):
     N, low_end, high_end = 1000, 0.002, 80.0
     root = lambda sigma, rho=rho: sigma ** (1 / rho)
