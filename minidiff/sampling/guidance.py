@@ -21,9 +21,16 @@ At = Literal["mean", "x"]
 
 
 class ClassLogProb:
-    """log p_φ(y | x_t) in nats, of a classifier's ``net`` that was trained on the noise of ``process``."""
+    """log p_φ(y | x_t) in nats, of a classifier's ``net`` that was trained on the noise of ``process``.
 
-    def __init__(self, process: GaussianDiffusion, net: Net):
+    Raises ValueError for a process that is not Gaussian.
+    """
+
+    def __init__(self, process, net: Net):
+        if not isinstance(process, GaussianDiffusion):
+            raise ValueError(
+                f"process: {type(process).__name__} is no GaussianDiffusion; of a NoisyClassifier give .process."
+            )
         self.process, self.net = process, net
 
     def __call__(self, x: Data, t: Steps, labels: Labels) -> PerExample:

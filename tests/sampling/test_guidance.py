@@ -20,6 +20,7 @@ from minidiff import (
     GuidedDenoiser,
     LearnedGaussian,
     Mixture,
+    NoisyClassifier,
     ancestral,
     batch_noise,
     cosine_betas,
@@ -548,3 +549,11 @@ def test_it_is_a_network_to_a_process_also_in_single_precision(x):
     found = process.believe(ClassifierFree(net, 3.0), x, STEPS, False, labels=LABELS)[0]
     told, untold = (process.believe(net, x, STEPS, False, labels=y)[0] for y in (LABELS, torch.full_like(LABELS, -1)))
     torch.testing.assert_close(found, untold + 3 * (told - untold), rtol=1e-5, atol=1e-4)
+
+
+def test_a_classifiers_objective_in_the_place_of_its_process_is_refused():
+    objective = NoisyClassifier(GaussianDiffusion(BETAS))
+    with pytest.raises(
+        ValueError, match=r"NoisyClassifier is no GaussianDiffusion; of a NoisyClassifier give \.process"
+    ):
+        ClassLogProb(objective, torch.nn.Identity())
