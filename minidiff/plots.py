@@ -96,14 +96,15 @@ def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> N
     plt.imsave(path, np.ascontiguousarray(tile(images, columns)))
 
 
-def save_samples(x: Tensor, path: Path | str, levels: int | None = None) -> None:
-    """Write samples as one PNG: images as a grid, points of the plane as such, sequences as the rows of an image.
+def save_samples(x: Tensor, path: Path | str, levels: int | None = None, columns: int | None = None) -> None:
+    """Write samples as one PNG: images as a grid (of so many columns), points of the plane as such, sequences as the
+    rows of an image.
 
     Images of ``levels`` values are first brought to the nearest of them; without levels x has mean square 1, and grey
     runs over two of its standard deviations.
     """
     if x.ndim == 4:
-        save_grid(x / 2 if levels is None else encode(decode(x, levels), levels), path)
+        save_grid(x / 2 if levels is None else encode(decode(x, levels), levels), path, columns)
     elif x.shape[1] == 2:
         figure, ax = plt.subplots(figsize=(4, 4))
         ax.scatter(x[:, 0], x[:, 1], s=4, linewidths=0, color=BLUE)

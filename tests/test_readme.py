@@ -56,6 +56,8 @@ def unknown_options(words: list[str]) -> set[str]:
 
 @pytest.mark.parametrize(("page", "words"), ALL, ids=[" ".join(words) for _, words in ALL])
 def test_every_command_exists(page, words):
+    if words[0] == "torchrun":
+        words = words[words.index("minidiff") :]
     program = words[0].removeprefix(".venv/bin/")
     if program == "make":
         assert unknown_targets(words) == set()

@@ -48,3 +48,9 @@ def weights(state: State) -> dict[str, torch.Tensor]:
 def files(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def without_speed(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
+    """What metrics.jsonl says but for what the machine decides."""
+    of_machine = {"images_per_second", "flops_per_second", "peak_memory"}
+    return [{key: value for key, value in line.items() if key not in of_machine} for line in metrics]

@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
+from minidiff.data import decode, encode
+from minidiff.data.centre_crop import eight_bits
 from minidiff.diffusion import NoisyClassifier
 from minidiff.pretrained import load
 from minidiff.training import Description, Model
@@ -51,3 +56,53 @@ def classes_of(net: object, seeds: Sequence[int], classes: Sequence[int] = ()) -
         raise ValueError(f"--classes {unknown[0]}: this network knows {f'0 … {known - 1}' if known else 'no classes'}.")
     turns = torch.tensor(list(classes or range(known)))
     return {"labels": turns[torch.tensor(list(seeds)) % len(turns)]} if known else {}
+
+
+def write_samples(
+    x: Tensor,
+    stem: Path,
+    description: Description,
+    arrays: dict[str, np.ndarray],
+    columns: int | None = None,
+    before: Tensor | None = None,
+) -> str:
+    """Write STEM.png, a picture of the first hundred, and STEM.npz, all of them as arr_0 beside other arrays.
+
+    The picture begins with what is ``before`` them. Returns two lines that say so.
+    """
+    from minidiff import plots  # here, because matplotlib is slow to import
+
+    levels = description.levels
+    shown = x if x.ndim == 2 else x[:100]
+    plots.save_samples(shown if before is None else torch.cat([before, shown]), f"{stem}.png", levels, columns)
+    if x.ndim == 4:
+        x = rearrange(x if levels is None else decode(x, levels), "n c h w -> n h w c")
+    more = {"levels": np.array(levels)} if levels else {}
+    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), **arrays, **more)
+    counted = f"{levels} levels" if levels else "continuous"
+    return f"picture  {stem}.png\narray    {stem}.npz  (arr_0: {x.dtype} {tuple(x.shape)}, {counted})"
+
+
+def read_image(path: Path, description: Description, flag: str) -> Tensor:
+    """An image file (channel, height, width) in [−1, 1], on the levels of a run.
+
+    Raises ValueError for a run that draws no images in levels, and for a file that is not one of its size.
+    """
+    if len(description.shape) != 3 or description.levels is None or description.shape[0] not in (1, 3):
+        raise ValueError(f"{flag} {path}: this run draws {description.config.data.source}, no grey or RGB images.")
+    channels, height, width = description.shape
+    pixels = np.asarray(open_picture(path, "L" if channels == 1 else "RGB", (width, height), flag))
+    image = torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1)
+    return encode(decode(encode(image, 256), description.levels), description.levels)
+
+
+def open_picture(path: Path, mode: Literal["L", "RGB"], size: tuple[int, int], flag: str) -> Image.Image:
+    """An image file in Pillow's mode. Raises ValueError where it can't be read, or is not of this size."""
+    try:
+        picture = eight_bits(path, mode)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{flag} {path} can't be read as an image: {error}") from error
+    if picture.size != size:
+        (w, h), (width, height) = picture.size, size
+        raise ValueError(f"{flag} {path}: it is {w}×{h}, and the run draws {width}×{height}. Bring it to that size.")
+    return picture

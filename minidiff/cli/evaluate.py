@@ -29,6 +29,7 @@ from minidiff.evaluation import (
     open_reference,
     process_group,
 )
+from minidiff.evaluation.sample_folder import CARD
 from minidiff.pretrained import names
 from minidiff.sampling import generate
 from minidiff.training import Description, Model, newest
@@ -40,8 +41,8 @@ class Options:
     evaluate RUN``) every process draws its share of the images."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run or of one checkpoint, or the name of a model that ships; or a folder of PNG or JPEG files, or an
-    .npz file with images or arr_0."""
+    """Folder of a run or of one checkpoint, or the name of a model that ships; or a folder of PNG or JPEG files or of
+    samples in shards, or an .npz file with images or arr_0."""
     metrics: str = ",".join(METRICS)
     """Which, with commas between them; pr is precision and recall."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
@@ -106,7 +107,8 @@ def image_sets(options: Options, device: torch.device) -> tuple[list[ImageSet], 
         try:
             images = open_images(path)
         except ValueError as error:
-            hint = f" Nor is there a checkpoint in {path}." if path.is_dir() and str(path) not in names() else ""
+            other = str(path) in names() or (path / CARD).is_file()
+            hint = f" Nor is there a checkpoint in {path}." if path.is_dir() and not other else ""
             raise ValueError(f"{error}{hint}") from error
         return [images if options.n is None else images.first(options.n)], None
     model, description = load_diffusion(path, options.weights)

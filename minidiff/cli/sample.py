@@ -7,19 +7,19 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from einops import rearrange
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place
+from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place, write_samples
 from minidiff.cli.guidance import At, Guide, classifier_free, open_guide
 from minidiff.cli.samplers import Sampler, choose_sampler, usual_sampler
+from minidiff.cli.shards import check_shards, fill, own_device, place_among
 from minidiff.cli.solvers import SolverOptions
-from minidiff.cli.stages import SECOND, Stage, enlarging, open_second
-from minidiff.data import decode, encode
+from minidiff.cli.stages import Drawing, Stage, open_second
+from minidiff.data import encode
 from minidiff.diffusion.timesteps import Spacing
-from minidiff.evaluation import open_images
-from minidiff.training import Description, Model
+from minidiff.evaluation import Kind, SampleFolder, open_images
+from minidiff.training import Description, Model, newest
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,14 @@ class Options:
     guided by nothing, and its image i has the seed SEED + i + 1,000,000,000."""
     upsample_steps: str | None = None
     """The second stage's --steps."""
-    out: Path = Path("samples")
-    """Folder for the two files."""
+    format: Kind | None = None
+    """Write no picture and one array, but shards: each .npz array, or folder of PNG files, of --shard images. What is
+    there stays and what is missing is drawn, so the same command goes on with what was killed; under torchrun
+    (torchrun --nproc-per-node 8 -m minidiff sample RUN -n 50000 --out DIR) processes share the shards, in npz."""
+    shard: int | None = None
+    """How many images in each; 500 unless given."""
+    out: Path | None = None
+    """Folder for the two files, samples by default; or for all shards, samples/NAME by default."""
     weights: str | None = None
     """model for the raw weights, ema-… for an average; the longest average by default."""
     batch: int = 256
@@ -76,10 +82,10 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    """Write a picture of the first hundred, and all of them as an .npz array."""
+    """Write a picture of the first hundred, and all of them as an .npz array; or shards."""
     options = tyro.cli(Options, args=argv, prog="minidiff sample")
     check(options)
-    device = choose_device(options.device)
+    device = own_device(choose_device(options.device))
     model, description = load_diffusion(options.run, options.weights)
     kind = options.sampler or usual_sampler(model)
     if options.at and kind != "ancestral":
@@ -91,33 +97,29 @@ def run(argv: list[str]) -> None:
     if options.upsample:
         classes = getattr(guide or model.net, "classes", 0)
         second = open_second(options.upsample, options.upsample_steps, description, classes, device)
-    options.out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that can't be made costs none
-    stem = options.out / f"{name(options, kind, usual_sampler(model))}-seed{options.seed}-n{options.n}"
-    seeds = range(options.seed, options.seed + options.n)
+    drawing = Drawing(first, second, cond, options.seed, options.batch, device)
+    out = options.out or Path("samples")
+    stem = out / f"{name(options, kind, usual_sampler(model))}-seed{options.seed}-n{options.n}"
+    if options.format or place_among()[1] > 1:
+        samples = shards_of(options, drawing.description)
+        fill(drawing, samples, options.out or stem)
+        return
+    out.mkdir(parents=True, exist_ok=True)  # before the work, so that a folder that can't be made costs none
     with tqdm(total=options.n * (2 if second else 1), unit=" samples", disable=None) as bar:
-        told = (options.batch, device, bar.update)
-        x = first.draw(seeds, cond, *told)
-        if second:
-            x = second.draw([SECOND + seed for seed in seeds], enlarging(x, description, second, cond), *told)
-            description = second.description
-
-    from minidiff import plots  # here, because matplotlib is slow to import
-
-    plots.save_samples(x if x.ndim == 2 else x[:100], f"{stem}.png", description.levels)
-    if x.ndim == 4:
-        x = rearrange(x if description.levels is None else decode(x, description.levels), "n c h w -> n h w c")
-    more = {"levels": np.array(description.levels)} if description.levels else {}
-    more |= {"labels": cond["labels"].numpy()} if "labels" in cond else {}
-    np.savez_compressed(f"{stem}.npz", arr_0=x.numpy(), seeds=np.array(seeds), **more)
-    levels = f"{description.levels} levels" if description.levels else "continuous"
-    print(f"picture  {stem}.png\narray    {stem}.npz  (arr_0: {x.dtype} {tuple(x.shape)}, {levels})")
+        x = drawing(range(options.n), bar.update)
+    arrays = {"seeds": options.seed + np.arange(options.n)}
+    arrays |= {"labels": cond["labels"].numpy()} if "labels" in cond else {}
+    print(write_samples(x, stem, drawing.description, arrays))
 
 
 def check(options: Options) -> None:
     """Raises ValueError for numbers that can't be, and for flags that have no meaning without another."""
     if options.n < 1 or options.seed < 0 or options.batch < 1:
         raise ValueError(f"-n {options.n} --seed {options.seed} --batch {options.batch}: n and batch ≥ 1, seed ≥ 0.")
-    if options.out.exists() and not options.out.is_dir():
+    sharded = options.format or place_among()[1] > 1
+    if options.shard is not None and (options.shard < 1 or not sharded):
+        raise ValueError(f"--shard {options.shard}: at least 1, and it has a meaning only with --format.")
+    if options.out and options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is a file: give --out a folder.")
     for flag, value in (("scale", options.scale), ("classifier-free", options.classifier_free)):
         if value is not None and not 0 <= value < float("inf"):
@@ -168,6 +170,20 @@ def name(options: Options, kind: Sampler, usual: Sampler) -> str:
     if options.upsample:
         parts += [of(options.upsample), *([f"steps{options.upsample_steps}"] if options.upsample_steps else [])]
     return "-".join(parts + ([f"classes{options.classes}"] if options.classes else []))
+
+
+def shards_of(options: Options, description: Description) -> SampleFolder:
+    """What the folder of shards is to hold. Raises ValueError for what it can't."""
+    free = ("n", "seed", "format", "shard", "out", "batch", "device", "solver")
+    made = {key: str(value) for key, value in vars(options).items() if key not in free and value is not None}
+    made |= {key: str(value) for key, value in options.solver.given().items()}
+    for key in ("run", "classifier", "upsample"):  # whose weights change while they are trained
+        if (path := getattr(options, key)) and (latest := newest(path)):
+            made[f"checkpoint of {key}"] = latest.name
+    what = (options.format or "npz", options.n, options.seed, options.shard or 500)
+    samples = SampleFolder(*what, description.shape, description.levels, made)
+    check_shards(samples)
+    return samples
 
 
 def conditions(net: nn.Module, guide: Guide | None, description: Description, options: Options) -> dict[str, Tensor]:

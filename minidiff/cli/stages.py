@@ -39,6 +39,33 @@ class Stage:
         return generate(self.process, self.net, shape, seeds, batch, device, on_batch, self.sampler, cond)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """One stage or two in sequence, and what the first is told of each image; image i has the seed ``seed`` + i."""
+
+    first: Stage
+    second: Stage | None
+    cond: dict[str, Tensor]
+    seed: int
+    batch: int
+    device: torch.device
+
+    @property
+    def description(self) -> Description:
+        """Of what comes out."""
+        return (self.second or self.first).description
+
+    def __call__(self, places: Sequence[int], on_batch: Callable[[int], None]) -> Tensor:
+        """The samples at these places; ``on_batch`` is called by each stage."""
+        seeds, cond = [self.seed + i for i in places], {name: rows[list(places)] for name, rows in self.cond.items()}
+        told = (self.batch, self.device, on_batch)
+        x = self.first.draw(seeds, cond, *told)
+        if self.second:
+            cond = enlarging(x, self.first.description, self.second, cond)
+            x = self.second.draw([SECOND + seed for seed in seeds], cond, *told)
+        return x
+
+
 def open_second(path: Path, steps: str | None, first: Description, classes: int, device: torch.device) -> Stage:
     """The model that enlarges what the first one draws, of so many classes.
 

@@ -3,9 +3,7 @@
 Under torchrun every process runs this, and the first one speaks.
 """
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import importlib.util
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -13,22 +11,20 @@ from typing import Annotated
 
 import torch
 import tyro
-from torch import Tensor
-from tqdm import tqdm
 
 from minidiff import training
-from minidiff.cli.common import Device, choose_device, classes_of, place
+from minidiff.cli.common import Device, choose_device, place
+from minidiff.cli.watch import grids_every, is_first, samples, say, train_with_bar
 from minidiff.data import Images, Points, Shards, load_data
 from minidiff.diffusion import NoisyClassifier
 from minidiff.pretrained import load
 from minidiff.recipes import recipe
-from minidiff.sampling import generate
 from minidiff.training import (
+    ClassifierConfig,
     Config,
     DataConfig,
     Description,
     Execution,
-    Model,
     NetworkConfig,
     ProcessConfig,
     State,
@@ -56,7 +52,12 @@ class Options:
     device: Device = "auto"
     """cpu, cuda or mps; auto takes a CUDA GPU where there is one."""
     samples: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """How many are drawn at the end, for samples.png."""
+    """How many are drawn at the end, for samples.png, and each time before."""
+    samples_every: int = 0
+    """Also draw them, in 25 steps, at the tick after each multiple of so many images: samples/<images>-raw.png and
+    -ema.png, of the raw and the averaged weights; 0: never."""
+    tensorboard: bool = False
+    """Also write what metrics.jsonl holds, and these samples, into the folder tensorboard."""
     execution: tyro.conf.OmitArgPrefixes[Execution] = field(default_factory=Execution)
 
 
@@ -79,7 +80,11 @@ def run(argv: list[str]) -> None:
     with training.process_group(device):
         jobs = [(options, *prepare(config, options, device)) for options, config in chosen]  # refusals come first
         for options, state, description, images in jobs:
-            train_with_bar(state, images, description, options.out)
+            grids = None
+            if options.samples_every:
+                told = (state, description, images, options.out, options.samples)
+                grids = grids_every(options.samples_every, *told)
+            train_with_bar(state, images, description, options.out, grids, options.tensorboard)
             if state.images < description.config.training.images:
                 say(f"stopped by SIGTERM after {state.images:,} images; the same command with --resume goes on.")
                 return
@@ -107,6 +112,12 @@ def prepare(config: Config, options: Options, device: torch.device) -> tuple[Sta
     training.check(config)
     if options.samples < 1:
         raise ValueError(f"--samples {options.samples}: at least 1.")
+    if options.samples_every < 0:
+        raise ValueError(f"--samples-every {options.samples_every}: at least 1, or 0 for none.")
+    if options.samples_every and isinstance(config.network, ClassifierConfig):
+        raise ValueError(f"--samples-every {options.samples_every}: a classifier of noisy images draws none.")
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("--tensorboard: the package is not installed. Run pip install tensorboard, or leave it out.")
     training.portions(config.training.batch, options.execution.micro)
     latest = training.newest(options.out)
     if latest and not options.resume:
@@ -162,60 +173,6 @@ def compare(old: Description, new: Description, out: Path) -> None:
         )
 
 
-def train_with_bar(state: State, images: Images | Points, description: Description, out: Path) -> None:
-    """The loop, with a progress bar on a terminal and a line a tick elsewhere; SIGTERM ends it after a step."""
-    config = description.config.training
-    name, parameters = description.config.recipe, sum(p.numel() for p in state.model.parameters())
-    say(f"{name}: {parameters:,} parameters, into {out}")
-    dtype, why = state.execution.dtype(next(state.model.parameters()).device)
-    say(f"in {str(dtype).removeprefix('torch.')}: {why}")
-    if state.images:
-        say(f"{'going on after' if state.images < config.images else 'already trained on'} {state.images:,} images")
-    quiet = None if is_first() else True  # None: a bar on a terminal alone
-    with (
-        tqdm(total=config.images, initial=state.images, unit=" images", unit_scale=True, disable=quiet) as bar,
-        terminated() as stop,
-    ):
-
-        def on_tick(state: State) -> None:
-            line = state.metrics[-1]
-            bar.set_postfix(loss=f"{line['loss']:.4f}")
-            if bar.disable:
-                speed = f"{line['images_per_second']:.0f}/s"
-                say(f"{line['images']:>12,} images   loss {line['loss']:.4f}   {speed}")
-
-        try:
-            step = lambda _: bar.update(config.batch)
-            training.train(state, images, config, out, description, on_step=step, on_tick=on_tick, stop=stop)
-        except KeyboardInterrupt:
-            latest = training.newest(out)
-            where = f"goes on after {int(latest.name):,}" if latest else "begins again: there is no checkpoint yet"
-            say(f"\nstopped after {state.images:,} images; the same command with --resume {where}.")
-            raise
-
-
-@contextmanager
-def terminated() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM does not end the process, which may ask whether it has come."""
-    seen = []
-    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def is_first() -> bool:
-    """Whether this is the one process, or torchrun's first."""
-    return training.rank() == 0
-
-
-def say(line: str) -> None:
-    """Print once, however many processes there are."""
-    if is_first():
-        print(line, flush=True)
-
-
 def report(state: State, description: Description, images: Images | Points, out: Path, n: int) -> None:
     """Draw the loss curve and samples of the averaged model, where it draws any, and name every file."""
     from minidiff import plots  # here, because matplotlib is slow to import and training should not wait for it
@@ -230,13 +187,3 @@ def report(state: State, description: Description, images: Images | Points, out:
     print(f"trained on {state.images:,} images" + (f", last loss {loss[-1]:.4f}" if loss else ""))
     for label, path in files.items():
         print(f"  {label:<11}{path}")
-
-
-def samples(model: Model, description: Description, images: Images | Points, n: int) -> Tensor:
-    """What a model draws at the end of its training; it is told classes in turn, and smaller images of the data."""
-    cond = classes_of(model.net, range(n))
-    if description.config.data.low_res > 1:  # the second of two stages: the first is played by the data
-        _, cond = images.batch(torch.arange(n) % len(images), torch.Generator().manual_seed(0))
-    with tqdm(total=n, desc="samples", disable=None) as bar:
-        told = {"device": next(model.parameters()).device, "on_batch": bar.update, "cond": cond}
-        return generate(model.process, model.net, description.shape, range(n), **told)

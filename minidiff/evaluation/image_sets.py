@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from minidiff.data import Images, Shards, load_data
 from minidiff.data.shards import CARD, read_card
+
+from . import sample_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # of Pillow: what 8 bits hold without a loss
@@ -53,8 +55,8 @@ class ImageSet:
 
 
 def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
-    """Images in memory, a folder of PNG and JPEG files, what is trained on of a folder that ``minidiff prepare`` made,
-    or an ``.npz`` file of ``images`` or ``arr_0``.
+    """Images in memory, a folder of PNG and JPEG files, one that ``minidiff sample --format`` filled, what is trained
+    on of one that ``minidiff prepare`` made, or an ``.npz`` file of ``images`` or ``arr_0``.
 
     A file that counts other than 256 levels says so in an entry ``levels``, as those of ``minidiff sample`` do. Raises
     ValueError, before any pixel is read from a folder, for what is empty, damaged, not 8-bit, or of several sizes.
@@ -65,6 +67,8 @@ def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
         return in_memory(source.pixels, source.levels, f"{len(source):,} images in memory")
     path = Path(source)
     if path.is_dir():
+        if (path / sample_folder.CARD).is_file():
+            return _samples(path)
         return _prepared(path) if (path / CARD).is_file() else _folder(path)
     if path.suffix != ".npz":
         raise ValueError(f"{source}: give a folder of PNG or JPEG files, or an .npz file with images or arr_0.")
@@ -77,14 +81,8 @@ def open_images(source: Images | ImageSet | Path | str) -> ImageSet:
 def in_memory(pixels: UInt8[Tensor, "n channel height width"] | Shards, levels: int, source: str) -> ImageSet:
     """A tensor as a set."""
 
-    @cache
-    def hashed() -> str:
-        head = f"{levels} levels {tuple(pixels.shape)} ".encode()
-        return hashlib.sha256(head + pixels[:].contiguous().numpy().tobytes()).hexdigest()
-
-    _, channel, height, width = pixels.shape
-    return ImageSet(
-        source, len(pixels), (channel, height, width), levels, lambda first, last: pixels[first:last], hashed
+    return _hashed(
+        ImageSet(source, len(pixels), tuple(pixels.shape[1:]), levels, lambda first, last: pixels[first:last])
     )
 
 
@@ -120,6 +118,30 @@ def _prepared(folder: Path) -> ImageSet:
     sums = [file["sha256"] for file in read_card(folder)["parts"]["train"]["shards"].values()]
     hashed = lambda: hashlib.sha256(f"{len(pixels)} of {sums}".encode()).hexdigest()
     return ImageSet(str(folder), len(pixels), pixels.shape[1:], 256, lambda first, last: pixels[first:last], hashed)
+
+
+def _samples(folder: Path) -> ImageSet:
+    card = sample_folder.read_card(folder)
+    if len(card.shape) != 3 or card.levels is None:
+        raise ValueError(f"{folder} holds samples {card.shape} in {card.levels or 'no'} levels, which are no images.")
+    if left := sum(len(card.missing(folder, k)) for k in range(card.shards)):
+        raise ValueError(
+            f"{folder} lacks {left:,} of its {card.n:,} samples: the same minidiff sample command draws them."
+        )
+    return _hashed(ImageSet(str(folder), card.n, card.shape, card.levels, partial(card.read, folder)))
+
+
+def _hashed(images: ImageSet) -> ImageSet:
+    """With a hash of all pixels, which is the same however they are stored."""
+
+    @cache
+    def hashed() -> str:
+        total = hashlib.sha256(f"{images.levels} levels {(images.n, *images.shape)} ".encode())
+        for batch in images.batches(1000):
+            total.update(batch.contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    return replace(images, hashed=hashed)
 
 
 def _folder(folder: Path) -> ImageSet:

@@ -3,6 +3,7 @@
 An operation is a multiplication or an addition, in matrix products and convolutions; the rest is not counted.
 """
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -16,6 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .checkpoint import Description
 from .config import ClassifierConfig
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 GIB = 2**30
 USABLE = 0.9  # of a GPU's memory: the driver, workspaces and what is short-lived in the backward pass need the rest
@@ -136,6 +142,15 @@ class Cost:
             cond["augment"] = torch.empty(1, network.augment, device="meta")
         x, t = (torch.empty(1, *dims, dtype=dtype, device="meta") for dims in (self.shape, ()))
         return self.model.net.to(dtype).train(), x, t, cond
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: of tensors on its GPU, or of any kind (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class WithoutNorms(TorchFunctionMode):

@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from . import checkpoint, distributed, folder
 from .build import Model
 from .config import TrainingConfig, check_training
+from .cost import Cost, peak_memory
 from .ema import EMA
 from .execution import Execution, moved
 
@@ -96,9 +97,12 @@ def train(
     """Train until ``config.images`` images are seen, and return the state (DDPM Alg. 1, for any process).
 
     With ``run`` and ``description`` ``run/metrics.jsonl`` is cut back to the state, then grows a line at every tick,
-    and checkpoints are written. ``on_step`` and ``on_tick`` are called after each. A step after which ``stop()`` is
-    true is the last for now, and is written down. Inside ``process_group`` each process takes its share of a batch, the
-    first one writes, and one that stops stops all. Torch's global random state is left as it was found.
+    and checkpoints are written. A line has the means of loss and gradient's norm over the tick (an update that fp16
+    leaves out counts as 0), the learning rate of its last step, images and FLOPs a second in all processes together,
+    and the most bytes that the first process has held so far, on its GPU where it has one. ``on_step`` and ``on_tick``
+    are called after each. A step after which ``stop()`` is true is the last for now, and is written down. Inside
+    ``process_group`` each process takes its share of a batch, the first one writes, and one that stops stops all.
+    Torch's global random state is left as it was found.
 
     Raises FloatingPointError before an update whose loss or gradient is not finite; under fp16 an update whose gradient
     overflows is left out, and only a loss is refused. Raises ValueError for a setting that no training can have, and
@@ -125,6 +129,7 @@ def train(
         inside.enter_context(state.execution.kernels())
         inside.callback(state.model.eval)
         model = distributed.joined(state.model.train())
+        flops = None if description is None else Cost(description).training
         total, steps, began = 0.0, 0, time.perf_counter()
         next_checkpoint = (state.images // config.checkpoint + 1) * config.checkpoint
         done = state.images >= config.images
@@ -139,14 +144,18 @@ def train(
             stopped = stop is not None and distributed.any_of(stop())
             done = stopped or state.images >= config.images
             if state.images // config.tick > before // config.tick or done:
-                seconds, mean = time.perf_counter() - began, distributed.mean(total).item() / steps
-                if not math.isfinite(mean) or state.scaler.get_scale() < 1:  # fp16 gave up: no scale is small enough
+                loss, norm = (each / steps for each in distributed.mean(total).tolist())
+                speed = steps * config.batch / (time.perf_counter() - began)
+                if not math.isfinite(loss) or state.scaler.get_scale() < 1:  # fp16 gave up: no scale is small enough
                     raise FloatingPointError(NOT_FINITE.format(images=state.images) + _last_good(run))
                 line = {
                     "images": state.images,
-                    "loss": mean,
+                    "loss": loss,
                     "lr": learning_rate(config, before),
-                    "images_per_second": round(steps * config.batch / seconds, 1),
+                    "gradient_norm": norm,
+                    "images_per_second": round(speed, 1),
+                    **({"flops_per_second": round(speed * flops)} if flops else {}),
+                    "peak_memory": peak_memory(next(state.model.parameters()).device),
                 }
                 state.metrics.append(line)
                 if writes:
@@ -163,9 +172,10 @@ def train(
 
 
 def train_step(state: State, data: Data, config: TrainingConfig, model: nn.Module) -> Tensor:
-    """One update: draw data, times and noise; descend; average. Returns the loss, without waiting for it on a GPU.
+    """One update: draw data, times and noise; descend; average.
 
-    ``model`` is the state's, joined with those of other processes; the loss is of this process's share.
+    ``model`` is the state's, joined with those of other processes. Returns the loss of this process's share and the
+    norm of the gradient of all, as one tensor, without waiting for them on a GPU.
     """
     device, rank = next(state.model.parameters()).device, distributed.rank()
     share, micro = distributed.portions(config.batch, state.execution.micro)
@@ -209,7 +219,7 @@ def descend(state: State, config: TrainingConfig, t: Tensor, losses: Tensor, los
         ema.update(state.model, state.images, config.batch)
     state.times.update(t, losses)
     state.images += config.batch
-    return loss
+    return torch.stack([loss, norm.to(loss).nan_to_num(0, 0)])
 
 
 def learning_rate(config: TrainingConfig, images: int) -> float:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from cli_flags import TINY
 from tiny import files
@@ -58,7 +59,7 @@ def worker(of: Run, rank: int) -> int:
 
 
 def without_speed(run: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read_metrics(run)]
+    return tiny.without_speed(read_metrics(run))
 
 
 def assert_same_end(run: Path, other: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from cli_flags import TINY
 from tiny import files
 
@@ -18,7 +19,7 @@ LONG = [*TINY, "--training.images", "1920", "--training.tick", "80", "--training
 
 
 def without_speed(run: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read_metrics(run)]
+    return tiny.without_speed(read_metrics(run))
 
 
 def start_and_kill(run: Path, images: int, number: signal.Signals, *flags: str) -> tuple[int, str]:

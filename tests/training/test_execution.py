@@ -88,6 +88,7 @@ def test_under_fp16_an_overflow_is_left_out_and_no_error():
     assert state.scaler.get_scale() == 2.0**99 and (state.model.net.w == 0).all() and state.images == 16
     train(state, tiny.images(), config.training)
     assert 2.0**90 < state.scaler.get_scale() < 2.0**99 and (state.model.net.w != 0).all() and state.images == 160
+    assert 0 < state.metrics[-1]["gradient_norm"] < float("inf")
 
 
 def test_under_fp16_a_gradient_that_no_scale_helps_is_an_error():

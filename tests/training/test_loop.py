@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from torch import nn
 
 from minidiff import GaussianDiffusion, Model, TrainingConfig, UniformTimes, begin, linear_betas, read_metrics, resume
 from minidiff import train as train_library
+from minidiff.training.cost import Cost
 from minidiff.training.loop import data_order, learning_rate
 
 
@@ -35,10 +37,6 @@ def flat(value, name: str = "") -> dict[str, object]:
     return {name: value}
 
 
-def without_speed(metrics: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in metrics]
-
-
 # ---- resumption -----------------------------------------------------------------------------------------------------
 
 
@@ -54,8 +52,8 @@ def test_ten_steps_are_five_and_a_resumed_five_bit_for_bit(tmp_path):
 
     assert_same(tiny.weights(state), tiny.weights(whole))
     assert_same(flat(state.optimizer.state_dict()), flat(whole.optimizer.state_dict()))
-    assert without_speed(state.metrics) == without_speed(whole.metrics)
-    assert without_speed(read_metrics(tmp_path / "parts")) == without_speed(read_metrics(tmp_path / "whole"))
+    assert tiny.without_speed(state.metrics) == tiny.without_speed(whole.metrics)
+    assert tiny.without_speed(read_metrics(tmp_path / "parts")) == tiny.without_speed(read_metrics(tmp_path / "whole"))
     for name in ("model.safetensors", "ema-50.safetensors", "ema-2000.safetensors"):
         parts = [tmp_path / run / "checkpoints" / "160" / name for run in ("whole", "parts")]
         assert parts[0].read_bytes() == parts[1].read_bytes()
@@ -153,6 +151,31 @@ def test_lines_and_checkpoints_fall_where_they_should(tmp_path):
     assert sorted(int(f.name) for f in (tmp_path / "checkpoints").iterdir()) == [144, 208]
     rates = [line["lr"] for line in state.metrics]
     assert rates == pytest.approx([1e-3 * min(1, n / 100) for n in ticks])
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_a_line_has_the_mean_norm_of_the_gradient_before_it_was_clipped(clip):
+    config, norms = tiny.config(images=96, tick=32, clip_grad=0.0, lr=1e-30), []
+    square = lambda state: sum((p.grad**2).sum() for p in state.model.parameters())
+    train(tiny.fresh(config), config, on_step=lambda state: norms.append(square(state).sqrt().item()))
+    config = replace(config, training=replace(config.training, clip_grad=clip))
+    lines = train(tiny.fresh(config), config).metrics
+    means = [sum(norms[k : k + 2]) / 2 for k in (0, 2, 4)]
+    assert [line["gradient_norm"] for line in lines] == pytest.approx(means, rel=1e-5) and min(means) > 1e-3
+
+
+def test_a_line_has_operations_a_second_and_the_most_memory_so_far(tmp_path):
+    config = tiny.config()
+    lines = train(tiny.fresh(config), config, tmp_path).metrics
+    flops = Cost(tiny.describe(config)).training
+    for line in lines:
+        assert line["flops_per_second"] == pytest.approx(flops * line["images_per_second"], rel=1e-2)
+    peaks = [line["peak_memory"] for line in lines]
+    assert peaks == sorted(peaks) and 50 * 2**20 < peaks[0]  # torch alone takes that
+    if Path("/proc/self/status").exists():  # a kernel's own number, in another file
+        (peak,) = (line.split()[1] for line in Path("/proc/self/status").open() if line.startswith("VmHWM"))
+        assert peaks[-1] == pytest.approx(int(peak) * 1024, rel=0.05)
+    assert read_metrics(tmp_path) == lines
 
 
 def test_a_finished_run_has_nothing_to_do(tmp_path):
