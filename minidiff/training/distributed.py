@@ -4,8 +4,10 @@ What is here does for one process without torchrun what it should: nothing.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from uuid import uuid4
 
 import torch
 from torch import Tensor, distributed, nn
@@ -28,12 +30,35 @@ def process_group(device: torch.device) -> Iterator[None]:
             raise ValueError(f"process {local} of this machine has no GPU of its own: --nproc-per-node {present}.")
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"  # gloo for what the CPUs agree on, which no GPU is waited for
-    distributed.init_process_group(backend)
+    store, rank, world = next(distributed.rendezvous("env://"))
+    distributed.init_process_group(backend, store=untouched(store, rank, world), rank=rank, world_size=world)
     try:
         yield
         any_of(False)  # all leave together
     finally:
         distributed.destroy_process_group()
+
+
+def untouched(store: distributed.Store, rank: int, world: int) -> distributed.Store:
+    """A part of a store that is common to these processes, and to which none before them wrote.
+
+    torchrun keeps one store through all its restarts (pytorch/pytorch#135712): without this a process that is started
+    again may find the addresses of the dead there, and wait for them. So each of the others asks under a name that
+    nobody had before, and the first one answers until all have heard it.
+    """
+    name = uuid4().hex
+    if rank:
+        store.set(f"asking/{rank}", name)
+        name = store.get(f"answer/{name}").decode()
+        store.set(f"{name}/heard/{rank}", "")
+        return distributed.PrefixStore(name, store)
+    waiting = set(range(1, world))
+    while waiting:
+        for other in waiting:  # it may be a dead one's question that is there still: then the next round finds another
+            store.set(f"answer/{store.get(f'asking/{other}').decode()}", name)
+        time.sleep(0.01)
+        waiting -= {other for other in waiting if store.check([f"{name}/heard/{other}"])}
+    return distributed.PrefixStore(name, store)
 
 
 def rank() -> int:

@@ -34,10 +34,18 @@ class Run(subprocess.Popen):
 
     def until(self, start: str) -> str:
         """Wait for a line that begins so."""
+        said = []
         for line in self.stdout:
             if line.lstrip().startswith(start):
                 return line
-        raise AssertionError(f"it ended without a line {start!r}")
+            said.append(line)
+        raise AssertionError(f"it ended with {self.wait()} and without a line {start!r}:\n{''.join(said)}")
+
+    def __exit__(self, kind: type | None, *more: object) -> None:
+        """A test that failed does not wait for a run that would go on."""
+        if kind is not None:
+            self.terminate()
+        super().__exit__(kind, *more)
 
     def end(self) -> tuple[int, str]:
         """Its code, and what it said to the end."""

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pair
@@ -126,3 +128,44 @@ def test_a_machine_with_fewer_gpus_than_processes_is_refused(monkeypatch):
         distributed.process_group(torch.device("cuda")),
     ):
         raise AssertionError("not reached")
+
+
+# ---- started again --------------------------------------------------------------------------------------------------
+
+DIES_ONCE = """
+import os, time, torch
+from minidiff.training import distributed
+again, rank = os.environ["TORCHELASTIC_RESTART_COUNT"] == "1", os.environ["RANK"]
+time.sleep(2 if again and rank == "1" else 0)  # the other one finds what was there before, if it looks for that
+with distributed.process_group(torch.device("cpu")):
+    print(f"{again} {rank}: {distributed.any_of(rank == '1')}", flush=True)
+    again or os._exit(9)
+"""
+
+
+def test_torchrun_starts_them_again_and_they_find_each_other_however_late_one_is(tmp_path):
+    (script := tmp_path / "dies_once.py").write_text(DIES_ONCE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts"]
+    ended = subprocess.run([*command, "1", script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "True 0: True" in ended.stdout and "True 1: True" in ended.stdout
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_a_store_is_shared_by_those_of_one_start_and_by_none_before(late):
+    store, world = torch.distributed.HashStore(), 3
+
+    def enter(rank: int) -> torch.distributed.Store:
+        time.sleep(0.2 if rank == late else 0)
+        own = distributed.untouched(store, rank, world)
+        own.set(f"of {rank}", str(rank))
+        return own
+
+    starts = []
+    for start in range(3):
+        with ThreadPoolExecutor(world) as pool:
+            now = list(pool.map(enter, range(world)))
+        assert [[each.get(f"of {rank}") for rank in range(world)] for each in now] == [[b"0", b"1", b"2"]] * 3
+        now[0].set(f"start {start}", "")
+        starts.append([each.check([f"start {k}"]) for each in now for k in range(3)])
+    assert starts == [3 * [k == start for k in range(3)] for start in range(3)]
