@@ -7,7 +7,7 @@ import tyro
 from tqdm import tqdm
 
 from minidiff.data import prepare_images
-from minidiff.data.shards import damaged, read_card
+from minidiff.data.shards import REMEDY, damaged, read_card
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,8 @@ def check(folder: Path, out: Path | None) -> None:
         raise ValueError("--check takes a prepared folder alone: minidiff prepare --check OUT.")
     card = read_card(folder)
     if bad := damaged(folder, card):
-        raise OSError(
-            f"{folder} is damaged, its checksums differ: {', '.join(bad)}. Run `minidiff prepare {card['source']} "
-            f"{folder} --size {card['size']}` again: it makes these anew."
-        )
+        made = f"It was made of {card['source']}."
+        raise OSError(f"{folder} is damaged, its checksums differ: {', '.join(bad)}. {made} {REMEDY}")
     print(f"{summary(folder, card)}\nall checksums are right")
 
 

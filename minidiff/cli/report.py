@@ -105,6 +105,7 @@ def losses(runs: list[Run], out: Path) -> str:
         figure.axes[0].loglog(x, y, marker="o", markersize=2.5)
     figure.axes[0].legend(figure.axes[0].lines, [str(each.path) for each in drawn])
     figure.savefig(out / "loss.png", dpi=120)
+    plots.plt.close(figure)
     return "![training loss](loss.png)"
 
 

@@ -179,7 +179,9 @@ def report(state: State, description: Description, images: Images | Points, out:
 
     plots.style()
     seen, loss = ([line[key] for line in state.metrics] for key in ("images", "loss"))
-    plots.loss_curve(seen, loss, f"{description.config.recipe}: training loss").savefig(out / "loss.png", dpi=120)
+    figure = plots.loss_curve(seen, loss, f"{description.config.recipe}: training loss")
+    figure.savefig(out / "loss.png", dpi=120)
+    plots.plt.close(figure)
     files = {"checkpoint": training.newest(out), "metrics": out / "metrics.jsonl", "loss curve": out / "loss.png"}
     if not isinstance(state.model.process, NoisyClassifier):
         files["samples"] = out / "samples.png"

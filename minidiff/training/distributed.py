@@ -5,6 +5,7 @@ What is here does for one process without torchrun what it should: nothing.
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from uuid import uuid4
@@ -39,7 +40,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def untouched(store: distributed.Store, rank: int, world: int) -> distributed.Store:
+def untouched(store: "distributed.Store", rank: int, world: int) -> "distributed.Store":
     """A part of a store that is common to these processes, and to which none before them wrote.
 
     torchrun keeps one store through all its restarts (pytorch/pytorch#135712): without this a process that is started
@@ -112,8 +113,10 @@ def joined(model: nn.Module) -> nn.Module:
         return model
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    # Buffers are tables, the same everywhere.
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # the newest torch has another name for it, which those before do not know
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        # Buffers are tables, the same everywhere.
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def joining(model: nn.Module, last: bool) -> AbstractContextManager:

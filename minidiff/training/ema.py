@@ -16,6 +16,8 @@ class EMA:
     def __init__(self, model: nn.Module, half_life: int):
         self.half_life = half_life
         self.model = deepcopy(model).eval().requires_grad_(False)
+        # Looked up once: in a small network a walk through its modules takes as long as the average itself.
+        self.averages, self.copies = list(self.model.parameters()), list(self.model.buffers())
 
     @torch.no_grad()
     def update(self, model: nn.Module, images_seen: int, batch: int) -> None:
@@ -23,6 +25,6 @@ class EMA:
         half_life = min(self.half_life, 0.05 * images_seen)
         beta = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
         # as a lerp towards the model: mean ← mean + (1 − β)(model − mean)
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - beta)
-        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+        torch._foreach_lerp_(self.averages, list(model.parameters()), 1 - beta)
+        for ours, theirs in zip(self.copies, model.buffers(), strict=True):
             ours.copy_(theirs)

@@ -204,7 +204,8 @@ def train_step(state: State, data: Data, config: TrainingConfig, model: nn.Modul
 def descend(state: State, config: TrainingConfig, t: Tensor, losses: Tensor, loss: Tensor) -> Tensor:
     """The second half of a step: look at the gradient that is there, update, average, and count the images."""
     state.scaler.unscale_(state.optimizer)  # it does nothing but under fp16, here and below
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad or math.inf)
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
     if not state.scaler.is_enabled():
         loss = loss + 0 * norm  # not finite where either is not
         if loss.device.type != "cpu":  # a GPU is not waited for: its fused optimiser leaves the weights, a tick raises
@@ -248,8 +249,8 @@ def seeded(seed: int, rank: int, images: int, device: torch.device, globally: bo
     """
     state = np.random.SeedSequence([seed, rank, images + 1]).generate_state(1, np.uint64)
     value = int(state[0] >> 1)
-    if globally:
-        torch.manual_seed(value)
+    if globally:  # torch.manual_seed goes round all kinds of device, which on the CPU takes longer than drawing does
+        (torch.default_generator if device == CPU else torch).manual_seed(value)
     return torch.Generator(device).manual_seed(value)
 
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from minidiff import RECIPES, build, load_data, recipe
-from minidiff.diffusion import SCHEDULES, linear_betas
+from minidiff.diffusion import SCHEDULES, EDMPath, linear_betas
 from minidiff.networks import SongUNet
 from minidiff.recipes import PAPERS, SETS, describe
 from minidiff.training import ClassifierConfig, EDMConfig, GaussianConfig, check, time_sampler
 from minidiff.training.build import build_column
 from minidiff.training.config import from_dict, to_dict
+from minidiff.training.loop import learning_rate
 
 PARAMETERS = {  # of the published files, and of what ADM's code makes of the flags of its ablations
     "ddpm-cifar10": 35_746_307,
@@ -64,7 +65,7 @@ PARAMETERS = {  # of the published files, and of what ADM's code makes of the fl
     "edm-baseline-cifar10-ve": 62_758_787,
     "edm-baseline-imagenet64": 295_904_454,
 }
-DIGITS = {"digits", "digits-classes", "digits-classifier", "digits-edm", "mnist8", "mnist16-upsample"}
+DIGITS = {"digits", "digits-classes", "digits-classifier", "digits-edm", "mnist8", "mnist16", "mnist16-upsample"}
 OF_OURS = DIGITS | {"swissroll-sd", "heartbeat-sd", "dead-leaves-sd"}
 NOT_PUBLISHED = {"adm-ablation-attention", "adm-ablation-biggan"}
 
@@ -449,3 +450,11 @@ def test_digits_edm_is_digits_under_the_papers_noise_in_units_of_these_data():
     assert options["sigma_data"] == pytest.approx(rms, abs=5e-4)
     median = lambda process: build_column(process).quantile(torch.tensor([0.5], dtype=torch.float64)).item()
     assert median(edm.process) / rms == pytest.approx(median(paper) / 0.5, rel=0.01)
+
+
+def test_mnist16_knows_the_size_of_its_data_and_ends_at_rate_0():
+    config = recipe("mnist16")
+    options, training = config.process.column_options, config.training
+    assert options["sigma_data"] == pytest.approx(load_data("mnist-16").x.square().mean().sqrt().item(), abs=5e-4)
+    assert build_column(config.process).path.t_max == options["sigma_max"] < EDMPath().t_max
+    assert training.anneal and learning_rate(training, training.images) == 0

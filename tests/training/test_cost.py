@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from minidiff import Images
 from minidiff.recipes import describe
-from minidiff.training import Config, Description, TrainingConfig, UNetConfig, begin, time_sampler
+from minidiff.training import Config, Description, Execution, State, TrainingConfig, UNetConfig, begin, time_sampler
 from minidiff.training import cost as counting
 from minidiff.training.cost import GPU, GPUS, USABLE, Assumed, Cost
+from minidiff.training.loop import train_step
 
 SMALL = UNetConfig(channels=8, mult=(1, 2), blocks=1, attention=(1,), dropout=0.0)
 
@@ -139,6 +141,72 @@ def test_memory_by_part_is_that_of_a_real_state():
         "averaged weights": sum(p.nbytes for ema in state.emas for p in ema.model.parameters()),
     }
     assert Cost(description).memory("tf32") == real
+
+
+def second_step(description: Description, device: str = "cpu", execution: Execution | None = None) -> tuple:
+    """A state that has taken a step, its gradients gone again, and what takes the next."""
+    config, generator = description.config, torch.Generator().manual_seed(0)
+    pixels = torch.randint(description.levels, (64, *description.shape), generator=generator).to(torch.uint8)
+    labels = torch.zeros(64, dtype=torch.long) if config.data.labels else None
+    images = Images(pixels, description.levels, labels, give_labels=labels is not None, augment=config.data.augment)
+    torch.manual_seed(0)
+    state = begin(description.build().to(device), time_sampler(config), config.training, execution)
+    state.model.train()
+    take = lambda: train_step(state, images, config.training, state.model)
+    take()
+    state.optimizer.zero_grad()
+    return state, take
+
+
+def held(state: State) -> int:
+    """Bytes of all that a state has between two steps."""
+    modules = [state.model, *(ema.model for ema in state.emas)]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return sum(
+        each.nbytes for each in (*tensors, *(v for kept in state.optimizer.state.values() for v in kept.values()))
+    )
+
+
+@pytest.mark.parametrize(
+    "name, shape, batch, change",
+    [
+        ("digits", (1, 8, 8), 1, {}),
+        ("digits", (1, 8, 8), 128, {}),
+        ("ddpm-cifar10", (3, 32, 32), 1, {"channels": 32}),
+        ("ddpm-cifar10", (3, 32, 32), 8, {"channels": 32}),
+        ("adm-imagenet64", (3, 32, 32), 2, {"channels": 32, "head_channels": 32, "blocks": 1}),
+        ("edm-cifar10-cond-vp", (3, 16, 16), 8, {"channels": 32, "blocks": 2}),
+    ],
+)
+def test_the_most_that_a_step_holds_is_what_was_predicted(name, shape, batch, change):
+    """Gradients come while activations go, so that it may be less; the backward pass has buffers of its own."""
+    whole = describe(name)
+    network, training = replace(whole.config.network, **change), replace(whole.config.training, batch=batch)
+    description = replace(whole, config=replace(whole.config, network=network, training=training), shape=shape)
+    state, take = second_step(description)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        take()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = held(state)
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    cost = Cost(description)
+    assert 0.8 < most / (sum(cost.memory("tf32").values()) + batch * cost.activations("tf32")) < 1.15
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision, kind", [("fp32", "tf32"), ("bf16", "bf16")])
+def test_on_a_gpu_the_most_that_a_step_holds_is_what_was_predicted(precision, kind):
+    whole = describe("ddpm-cifar10")
+    description = replace(whole, config=replace(whole.config, training=replace(whole.config.training, batch=32)))
+    before = torch.cuda.memory_allocated()
+    _, take = second_step(description, "cuda", Execution(precision=precision))
+    torch.cuda.reset_peak_memory_stats()
+    take()
+    cost = Cost(description)
+    predicted = sum(cost.memory(kind).values()) + 32 * cost.activations(kind)
+    assert (torch.cuda.max_memory_allocated() - before) / predicted < 1.15
 
 
 @pytest.mark.parametrize("name", GPUS)
