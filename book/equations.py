@@ -15,7 +15,7 @@ Used by the tests (nothing is missing, nothing dangles) and by the book (the equ
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,12 @@ def expand(mark: str) -> list[str]:
             raise ValueError(f"the range {item!r} in {mark!r} runs backwards")
         statements += [f"{name}{k}" for k in numbers]
     return statements
+
+
+def anchor(statement: str) -> str:
+    """Return the name by which pages link to an equation: DDPM Alg. 1 is ddpm-alg-1, the book's own 0.4 is eq-0-4."""
+    name = re.sub(r"[ .]+", "-", statement.lower())
+    return f"eq-{name}" if OWN.fullmatch(statement) else name
 
 
 @dataclass
@@ -138,28 +144,41 @@ def read_manifest(root: Path) -> dict:
     return yaml.safe_load((root / "book" / "equations.yml").read_text(encoding="utf-8"))
 
 
-def index_page(trace: Trace, manifest: Mapping, chapters: Iterable[str]) -> str:
-    """Return the book's equation index in Markdown; ``chapters`` are the names that can be linked to."""
+def index_page(trace: Trace, manifest: Mapping, chapters: Iterable[str], entry: Callable[[str], str | None]) -> str:
+    """Return the book's equation index in Markdown.
+
+    ``chapters`` are the names that can be linked to; ``entry`` gives the anchor of a function in the API reference.
+    """
     chapters = set(chapters)
 
-    def link(name: str) -> str:
-        return f"[{name.replace('_', ' ')}]({name}.ipynb)" if name in chapters else name.replace("_", " ")
+    def chapter(name: str) -> str:
+        number = name.partition("_")[0]
+        return f"[{number}]({name}.ipynb)" if name in chapters else number
+
+    def function(name: str) -> str:
+        words, target = f"`{name.partition(':')[2] or name}`", entry(name)
+        return f"[{words}](#{target})" if target else words
 
     lines = [
         "# Equation index",
         "",
         "Every numbered equation and algorithm that this book derives: where it stands, and which functions of the",
-        "library are that equation. A tick means that a cell of the chapter asserts it each time the chapter runs. The",
-        "page is made from the chapters and the docstrings themselves when the book is built.",
+        "library are that equation. A number leads to the equation, a tick to the cell that asserts it each time the",
+        "chapter runs, a function to its signature and its source. The page is made from the chapters and the",
+        "docstrings themselves when the book is built.",
     ]
-    for paper, entry in manifest.items():
-        lines += ["", f"## {paper}: {entry['title']}", ""]
-        lines += ["| | says | derived in | checked | in the library |", "|---|---|---|:---:|---|"]
-        for key, says in entry["equations"].items():
+    for paper, entries in manifest.items():
+        lines += ["", f"## {paper}", "", f"{entries['title']}.", ""]
+        lines += ["| | says | chapter | checked | in the library |", "|---|---|:---:|:---:|---|"]
+        for key, says in entries["equations"].items():
             statement = f"{paper} {key}"
             number = f"({key})" if str(key)[0].isdigit() else key
-            places = ", ".join(link(name) for name in trace.tags.get(statement, ()))
-            functions = sorted({f"`{name.partition(':')[2] or name}`" for name in trace.citations.get(statement, ())})
+            where = trace.tags.get(statement, ())
             tick = "✓" if trace.checks.get(statement) else "–"
-            lines.append(f"| {number} | {says} | {places} | {tick} | {'<br>'.join(functions)} |")
+            if chapters.intersection(where):
+                number = f"[{number}](#{anchor(statement)})"
+                tick = f"[✓](#check-{anchor(statement)})" if tick == "✓" else tick
+            places = ", ".join(map(chapter, where))
+            functions = "<br>".join(sorted({function(name) for name in trace.citations.get(statement, ())}))
+            lines.append(f"| {number} | {says} | {places} | {tick} | {functions} |")
     return "\n".join(lines) + "\n"

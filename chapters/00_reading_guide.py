@@ -770,7 +770,7 @@ plt.show()
 # | **ADM**: Dhariwal, Nichol 2021 | Can diffusion beat GANs? | a better network; a classifier that steers the sampling | [05](05_guided_diffusion.ipynb) | 01, 03, 04 | cost; schedule, network scaling and solver still entangled |
 # | **EDM**: Karras et al. 2022 | Which choices matter, one at a time? | noise level as the coordinate, preconditioning, Heun's method; earlier models as columns of one table | [06](06_edm.ipynb) | 03, 04 | scale; the later literature |
 #
-# Chapter 07 (planned) runs the papers' own models at their own size. The straight road to a working sampler is 00 → 02.
+# Chapter [07](07_full_scale.ipynb) runs the papers' own models at their own size. The straight road to a working sampler is 00 → 02.
 # The road to EDM is 00 → 02 → 03 → 06, with a side glance at 04. Chapter 01 may be read before or after 02: it comes
 # first in time, and its way of steering returns in 05.
 #
@@ -939,11 +939,16 @@ mean, variance, log_evidence = gaussian_bayes(m, v, c, r, y)
 grid = torch.linspace(-15, 15, 60_001)[:, None]
 joint = normal(grid, m, v) * normal(y, c * grid, r)
 total = torch.trapezoid(joint, grid, dim=0)
+# the mean, against an integral on a grid
 torch.testing.assert_close(mean, torch.trapezoid(joint * grid, grid, dim=0) / total)
+# the variance, likewise
 torch.testing.assert_close(variance, torch.trapezoid(joint * (grid - mean) ** 2, grid, dim=0) / total)
+# the evidence, in nats
 torch.testing.assert_close(log_evidence, total.log())
+# c = 0: y says nothing
 mean, variance, log_evidence = gaussian_bayes(*torch.tensor([0.4, 0.5, 0.0, 0.3, 1.7]))
 torch.testing.assert_close(torch.stack([mean, variance]), torch.tensor([0.4, 0.5]))
+# r = 0: y says everything
 mean, variance, log_evidence = gaussian_bayes(*torch.tensor([0.4, 0.5, 2.0, 0.0, 1.7]))
 torch.testing.assert_close(torch.stack([mean, variance]), torch.tensor([0.85, 0.0]))
 ### END HIDDEN TESTS
@@ -978,14 +983,18 @@ for levels in (17, 256):
     k = torch.arange(levels)[:, None]
     for mean, std in [(0.2, 0.3), (-0.9, 0.15), (1.3, 0.5)]:
         bits = bits_per_dim(k, torch.tensor(mean), torch.tensor(std), levels)
+        # all levels together have probability 1
         torch.testing.assert_close((2.0**-bits).sum(), torch.tensor(1.0))
         inside = torch.linspace(2 * 5 / (levels - 1) - 1 - 1 / (levels - 1), 2 * 5 / (levels - 1) - 1 + 1 / (levels - 1), 2001)
+        # a level inside, against an integral of the density
         torch.testing.assert_close(2.0 ** -bits[5], torch.trapezoid(normal(inside, mean, std**2), inside), rtol=1e-5, atol=1e-14)
 k = torch.tensor([[3, 8, 16], [0, 4, 9]])
 mean, std = torch.tensor([0.1, 0.0, 0.5]), torch.tensor([0.5, 0.4, 0.6])
 together = bits_per_dim(k, mean, std, 17)
 apart = torch.stack([bits_per_dim(k[:, [i]], mean[i], std[i], 17) for i in range(3)])
+# one number for each image
 assert together.shape == (2,)
+# the mean over its pixels
 torch.testing.assert_close(together, apart.mean(0))
 ### END HIDDEN TESTS
 
@@ -1027,6 +1036,7 @@ for n in (100, 200):
     errors.append((heun(growing, start, backwards) - 1).abs().item())
     # the caller's tensor is untouched
     torch.testing.assert_close(start, torch.tensor([math.exp(math.sin(2.0))]))
+# two evaluations in each step
 assert len(calls) == 2 * (100 + 200)
 # both ends, not the middle
 torch.testing.assert_close(heun(lambda x, t: t**2 + 0.0 * x, torch.zeros(1), [0.0, 1.0]), torch.tensor([0.5]))

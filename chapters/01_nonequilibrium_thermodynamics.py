@@ -3633,6 +3633,7 @@ for m, betas in (
             torch.full((3,), a).double(), torch.full((3,), c).double(), t, betas, m
         )
         torch.testing.assert_close(torch.sigmoid(logit), share.expand(3), rtol=1e-9, atol=0)
+        # certain at t = 1, where the answer is x^0, and nowhere else
         assert (logit.isinf() == (t == 1)).all()
 ### END HIDDEN TESTS
 
@@ -3664,8 +3665,11 @@ mu, width, target = (
     torch.tensor(v, dtype=double) for v in ((0.3, 0.3), (0.2, 0.2), (-1.0, -1.0))
 )
 mean, sd = held_step(mu, width, target, ends, 0.5)
+# r a spike, and r that says nothing: the mean
 torch.testing.assert_close(mean, torch.tensor([-1.0, 0.3], dtype=double), rtol=0, atol=1e-12)
+# and the width
 torch.testing.assert_close(sd, torch.tensor([0.0, 0.2], dtype=double), rtol=0, atol=1e-12)
+# power 0: nothing moves
 mean, sd = held_step(mu, width, target, ends, 0.0)
 assert torch.equal(mean, mu) and torch.equal(sd, width)
 grid = torch.linspace(-4, 4, 80_001, dtype=double)
@@ -3675,6 +3679,7 @@ for r_sd, power in ((0.1, 1.0), (0.5, 0.25), (3.0, 0.7)):
     )
     held = torch.tensor([r_sd], dtype=double)
     mean, sd = held_step(mu[:1], width[:1], target[:1], held, power)
+    # against the product on a grid
     assert abs(mean - w @ grid) < 1e-9 and abs(sd**2 - w @ (grid - w @ grid) ** 2) < 1e-9
 ### END HIDDEN TESTS
 
@@ -3705,13 +3710,17 @@ assert abs(bits - 1) < 1e-12 and abs(error - 0.5 / math.log(2)) < 1e-12
 assert abs(K - math.log2(3) / 2) < 1e-12
 ### BEGIN HIDDEN TESTS
 low = average_ratios(torch.tensor([1.0, 3.0], dtype=double).log() - 1e4)
+# ratios far below the range of exp: the average and its error
 assert abs(low[0] - (1 - 1e4 / math.log(2))) < 1e-9 and abs(low[1] - error) < 1e-9
+# and K
 assert abs(low[2] - (K - 1e4 / math.log(2))) < 1e-9
 # normal logarithms: exercise 1.2
 log_ratio = -900 + 0.7 * torch.randn(200_000, generator=rng(60), dtype=double)
 found, error, K = average_ratios(log_ratio)
 assert abs(found - (-900 + 0.7**2 / 2) / math.log(2)) < 4 * error
+# their error
 assert abs(error / (((math.exp(0.49) - 1) / 200_000) ** 0.5 / math.log(2)) - 1) < 0.05
+# and their K, which lies below
 assert K < found - 4 * error
 ### END HIDDEN TESTS
 

@@ -2356,7 +2356,9 @@ point = torch.randn(3, 2, generator=rng(30), dtype=double)
 for k in (1, 2, 500, 1000):
     mean, variance = posterior_of(point, -point, k, md.linear_betas(1000))
     expected, width = process.q_posterior(point, -point, torch.full((3,), k - 1))
+    # the mean, against the library
     torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
+    # the variance, likewise
     torch.testing.assert_close(
         torch.as_tensor(variance, dtype=double).expand(3, 2), width, rtol=1e-9, atol=1e-15
     )
@@ -2391,6 +2393,7 @@ xt, eps, z = (torch.randn(6, 3, generator=g30, dtype=double) for _ in range(3))
 for k in (1, 2, 400, 1000):
     kernel = process.reverse(lambda x, t: eps, xt, torch.full((6,), k - 1), clip=True)
     expected = kernel.mean + (beta[k].sqrt() * z if k > 1 else 0)
+    # the library's clipped step, at t = 1, 2, 400 and 1000
     torch.testing.assert_close(
         one_step(xt, eps, k, z, md.linear_betas(1000)), expected, rtol=1e-9, atol=1e-12
     )
@@ -2422,7 +2425,9 @@ clean, dirt = (torch.randn(5, 2, generator=rng(k), dtype=double) for k in (32, 3
 for kept in (0.999, 0.5, 0.001):
     noisy = kept**0.5 * clean + (1 - kept) ** 0.5 * dirt
     names = four_names(dirt, noisy, kept)
+    # x0: the picture that the noise was put on
     torch.testing.assert_close(names["x0"], clean, rtol=1e-7, atol=1e-9)
+    # v, by its definition
     torch.testing.assert_close(
         names["v"], kept**0.5 * dirt - (1 - kept) ** 0.5 * clean, rtol=1e-7, atol=1e-9
     )

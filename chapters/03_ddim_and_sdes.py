@@ -2772,6 +2772,7 @@ for part in (md.VPPath(), md.SubVPPath(), md.GeometricVEPath()):
     by_flow = md.ode(exercise_denoise, x, part, down, "euler")
     by_sde = md.sde(exercise_denoise, x, part, down, lambda i: z)
     for lam, expected in ((0.0, by_flow), (1.0, by_sde)):
+        # λ = 0 is the library's Euler step of the ODE, λ = 1 that of the SDE
         torch.testing.assert_close(step_down(x, score, part, 0.5, 0.45, lam, z), expected)
     # and λ = 2: the drift is linear in λ², the noise in λ
     two = 4 * (by_sde - part.g(0.5) * 0.05**0.5 * z - by_flow) + by_flow
@@ -2819,7 +2820,9 @@ def field(x):
 
 with torch.no_grad():
     value, estimate_ = divergence(field, points_, dice)
+# one evaluation of v, also under no_grad, and results without a graph
 assert len(calls_) == 1 and not value.requires_grad and not estimate_.requires_grad
+# the value of v
 torch.testing.assert_close(value, torch.sin(points_ @ matrix.T))
 # ε·Jε with J = diag(cos) A, by hand
 slope_ = torch.cos(points_ @ matrix.T)

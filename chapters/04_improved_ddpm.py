@@ -3192,7 +3192,9 @@ for schedule in (md.linear_betas, md.cosine_betas):
     for places in ([0, 7, 50, 199], [3, 4, 120], list(range(200))):
         short = md.respace(long, places)
         b, b_tilde = shorter_chain(bar, [place + 1 for place in places])
+        # β, against the library
         torch.testing.assert_close(b, short.betas, rtol=1e-9, atol=1e-14)
+        # β̃, likewise
         torch.testing.assert_close(b_tilde, short.beta_tilde, rtol=1e-9, atol=1e-14)
 ### END HIDDEN TESTS
 
@@ -3231,6 +3233,7 @@ for t in (1, 2, 50, 100):
     kernel = long.reverse(
         lambda x, at: torch.cat([torch.zeros_like(x), head], 1), here, torch.full((5,), t - 1)
     )
+    # what the library makes of the same head, at t = 1, 2, 50 and 100
     torch.testing.assert_close(
         log_variance(head, t, md.cosine_betas(100)),
         2 * kernel.scale.log(),
@@ -3270,10 +3273,13 @@ library = md.ImportanceTimes(30)
 for column in history.T:
     library.update(torch.arange(30), column)
 p, weight = importance_law(history)
+# the library's law
 torch.testing.assert_close(p, library.probabilities)
+# weights of mean 1 under it
 torch.testing.assert_close((p * weight).sum(), torch.tensor(1.0, dtype=double))
 # the mean of any function survives
 torch.testing.assert_close((p * weight * history[:, 0]).sum(), history[:, 0].mean())
+# one loss is missing: all times alike
 history[4, 9] = math.nan
 p, weight = importance_law(history)
 assert torch.allclose(p, torch.full((30,), 1 / 30, dtype=double)) and torch.allclose(

@@ -4626,6 +4626,7 @@ given = torch.randn(shape, generator=rng(21), dtype=double)
 several = torch.tensor([0.01, 0.3, 1.0, 7.0, 60.0], dtype=double)
 busy = lambda x, c: torch.tanh(x + 0.1) * c.reshape(-1, 1, 1, 1).cos() + 0.2
 for data in (0.5, 0.847, 2.0):
+    # the library's denoiser, for three σ_data
     torch.testing.assert_close(
         wrapped(busy, given, several, data),
         md.EDM(md.edm_column(sigma_data=data)).denoise(busy, given, several),
@@ -4670,12 +4671,14 @@ end = heun_sampler(one_point, torch.tensor([[50.0]], dtype=double), 4)
 # the path is a straight line to 2, which no rule can miss, and 4 steps are 7 evaluations
 assert torch.allclose(end, torch.tensor([[2.0]], dtype=double)) and len(asked_at) == 7
 ### BEGIN HIDDEN TESTS
+# from σ_max to σ_min
 assert abs(asked_at[0] - 80) < 1e-9 and abs(asked_at[-1] - 0.002) < 1e-9
 curved = lambda x, sigma: torch.tanh(x / (1 + sigma**2))
 begin = 20 * torch.randn(6, 3, generator=rng(22), dtype=double)
 for n, (low, high, rho) in itertools.product((2, 5, 18), ((0.002, 80, 7), (0.02, 20, 3))):
     mine = heun_sampler(curved, begin, n, low, high, rho)
     theirs = md.ode(curved, begin, md.EDMPath(low, high, rho), n)
+    # the library's sampler, for two sets of ends and ρ
     torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 ### END HIDDEN TESTS
 
@@ -4703,9 +4706,11 @@ assert torch.allclose(x_hat, 3 * one) and abs(t_hat - 5) < 1e-12
 x_hat, t_hat = stirred(zero, 4.0, one, 10, 1000.0)
 assert torch.allclose(x_hat, 4 * one) and abs(t_hat - 4 * 2**0.5) < 1e-12
 ### BEGIN HIDDEN TESTS
+# the range, its ends included
 for t, still in ((0.04, True), (0.05, False), (3.0, False), (3.1, True)):
     x_hat, t_hat = stirred(one, t, one, 10, 2.5, S_tmin=0.05, S_tmax=3.0)
     assert (t_hat == t and torch.equal(x_hat, one)) == still
+# S_noise scales the noise and leaves the time
 x_hat, t_hat = stirred(one, 4.0, -one, 10, 2.5, S_noise=1.5)
 assert torch.allclose(x_hat, one - 4.5) and abs(t_hat - 5) < 1e-12
 seen_by = []
@@ -4719,7 +4724,9 @@ md.churn(
     callback=lambda step, x, sigma, x0_hat: seen_by.append((x, sigma)),
 )
 x_hat, t_hat = stirred(one[:, None], 2.0, 0.5 * one[:, None], 1, 0.3, S_noise=1.1)
+# the library's churn: the point
 torch.testing.assert_close(x_hat, seen_by[0][0])
+# and the time
 assert abs(t_hat - seen_by[0][1]) < 1e-9
 ### END HIDDEN TESTS
 

@@ -67,6 +67,57 @@ CUT_OFF = """(() => [...document.querySelectorAll('mjx-container[display="true"]
     .map(math => 'an equation that is too wide: ' + math.textContent.slice(0, 80)))()"""
 
 
+# Mathematics of which a part is out of sight and cannot be scrolled to.
+LOST = """(() => [...document.querySelectorAll('.math > mjx-container')].filter(math => {
+    const box = math.parentElement, [a, b] = [math.getBoundingClientRect(), box.getBoundingClientRect()];
+    return a.left < b.left - 1 || (a.right > b.right + 1 && getComputedStyle(box).overflowX === 'hidden');
+}).map(math => 'a part is cut off: ' + math.textContent.slice(0, 80)))()"""
+
+# Text paler than WCAG 2 allows: a contrast of 4.5 for text, of 3 for large text. Whatever is folded is unfolded before.
+PALE = r"""(() => {
+    const rgba = text => {
+        const [r, g, b, a = 1] = text.match(/[\d.]+(e-?\d+)?/g).map(Number), unit = text.startsWith('rgb') ? 1 : 255;
+        return [r * unit, g * unit, b * unit, a];
+    };
+    const over = (top, below) => [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * below[i]);
+    const light = color => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => {
+        const c = color[i] / 255;
+        return sum + share * (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    }, 0);
+    const skip = new Set(['svg', 'script', 'style', 'noscript', 'mjx-assistive-mml']), found = new Map();
+    const speaks = node => node.nodeType === Node.TEXT_NODE && node.textContent.trim();
+    const visit = (element, ground, opacity) => {
+        const style = getComputedStyle(element), size = parseFloat(style.fontSize);
+        if (skip.has(element.localName) || style.display === 'none' || style.visibility === 'hidden') return;
+        ground = over(rgba(style.backgroundColor), ground);
+        opacity *= style.opacity;
+        const math = element.localName === 'mjx-container';
+        if (opacity > 0 && (math || [...element.childNodes].some(speaks))) {
+            const color = rgba(style.color);
+            const [a, b] = [light(over([...color.slice(0, 3), color[3] * opacity], ground)), light(ground)];
+            const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            const enough = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
+            const what = `${element.localName}.${element.className} "${element.textContent.trim().slice(0, 40)}"`;
+            if (contrast < enough) found.set(style.color + ground, `contrast ${contrast.toFixed(2)} of ${what}`);
+        }
+        if (!math) for (const child of element.children) visit(child, ground, opacity);
+    };
+    visit(document.body, over(rgba(getComputedStyle(document.documentElement).backgroundColor), [255, 255, 255]), 1);
+    return [...found.values()];
+})()"""
+
+THEME = """(async () => {  // a page may take a moment to notice
+    const root = document.documentElement.dataset;
+    for (let i = 0; i < 100 && root.theme && root.theme !== '%s'; i++) await new Promise(next => setTimeout(next, 20));
+    return root.theme || null;
+})()"""
+
+UNFOLD = """(() => {
+    document.head.insertAdjacentHTML('beforeend', '<style>* { transition: none !important }</style>');
+    for (const fold of document.querySelectorAll('details')) fold.open = true;
+})()"""
+
+
 def find() -> str | None:
     """Return the path of a Chromium or Chrome, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
@@ -142,30 +193,47 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
-    def faults(self, url: str) -> list[str]:
-        """Load a page, let pictures and mathematics settle, and return what is wrong with it."""
+    @contextmanager
+    def page(self, url: str) -> Iterator[str]:
+        """Load a page in a tab of its own, let pictures and mathematics settle, and give the tab's session."""
         self.events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable", session)
-        found = []
         self.resize(session, WIDTHS[0])
         self.call("Page.navigate", session, url=url)
         self.wait_for("Page.loadEventFired", session)
         self.evaluate(session, SETTLE)
-        found += self.evaluate(session, INSPECT)
-        for width in WIDTHS:
-            self.resize(session, width)
-            if overflow := self.evaluate(session, OVERFLOW):
-                found.append(f"at {width} px: {overflow}")
-        found += self.evaluate(session, CUT_OFF)
+        yield session
         self.call("Target.closeTarget", targetId=target)
+
+    def faults(self, url: str) -> list[str]:
+        """Look at a page on a phone and at a desk, by day and by night, and return what is wrong with it."""
+        with self.page(url) as session:
+            found = self.evaluate(session, INSPECT)
+            self.evaluate(session, UNFOLD)
+            for width in WIDTHS:
+                self.resize(session, width)
+                if overflow := self.evaluate(session, OVERFLOW):
+                    found.append(f"at {width} px: {overflow}")
+                found += [f"at {width} px: {lost}" for lost in self.evaluate(session, LOST)]
+            found += self.evaluate(session, CUT_OFF)
+            for scheme in ("light", "dark"):
+                if self.prefer(session, scheme) not in (scheme, None):
+                    found.append(f"does not turn {scheme}")
+                found += [f"{scheme}: {pale}" for pale in self.evaluate(session, PALE)]
         home = re.match(r"https?://[^/]+/", url)[0]
         found += [
             fault for event in self.events if event.get("sessionId") == session and (fault := describe(event, home))
         ]
         return list(dict.fromkeys(found))
+
+    def prefer(self, session: str, scheme: str) -> str | None:
+        """Let the reader's machine prefer a light or a dark page; return the theme that a page with themes takes on."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", session, features=features)
+        return self.evaluate(session, THEME % scheme)
 
     def resize(self, session: str, width: int) -> None:
         metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": False}

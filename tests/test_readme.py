@@ -5,10 +5,16 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import readme
+import yaml
+from PIL import Image
+
+import minidiff
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -20,7 +26,7 @@ def commands(text: str) -> list[list[str]]:
     """Return the commands in the fenced shell blocks and in the code spans of a page, as words without comments."""
     blocks = re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, flags=re.M | re.S)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    spans = re.findall(r"`((?:make|minidiff|python book/\S+) [^`]+)`", prose)
+    spans = re.findall(r"`((?:make|minidiff) [^`]+|python book/[^`]+)`", prose)
     lines = "\n".join(blocks + spans).replace("\\\n", " ").splitlines()
     split = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
     return [words for words in split if words]
@@ -64,7 +70,7 @@ def test_every_command_exists(page, words):
     elif program == "minidiff":
         assert words[1] == "NAME" or words[1] in help_of()
         assert "NAME" in words or unknown_options(words) == set()
-    elif program == "python" and words[1].endswith(".py"):
+    elif program in ("python", "pytest") and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file()
     elif program == "jupyter-book":
         assert words == ["jupyter-book", "build", "book/"]
@@ -83,6 +89,38 @@ def test_the_first_commands_are_the_ones_that_are_checked():
 def test_every_link_leads_to_a_file(page):
     links = re.findall(r"\]\(([^)#]+)\)", read(page))
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", readme.TABLES)
+def test_a_table_is_what_its_script_writes(name):
+    """Should one be older than what it comes from, ``python book/readme.py`` writes it again."""
+    assert readme.between(read("README.md"), name)[0] == readme.TABLES[name]()
+
+
+def test_every_file_tells_the_same_version_and_licence():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert minidiff.__version__ == project["version"] == citation["version"]
+    assert project["license"] == citation["license"] == read("LICENSE").split()[0] == "MIT"
+    assert {"cff-version", "message", "title", "authors"} <= set(citation) and len(citation["references"]) == 5
+    newest = re.search(r"^## \[(.*?)\].*?(?=^## |\Z)", read("CHANGELOG.md"), flags=re.M | re.S)
+    assert project["version"] in newest[0]
+
+
+def test_the_first_thing_to_see_is_the_picture_of_both_chains():
+    above, _, below = read("README.md").partition("![")
+    alternative, path = re.match(r"(.*)\]\((.*)\)", below).groups()
+    assert len(above.splitlines()) < 10 and "noise" in alternative
+    assert (ROOT / path).stat().st_size < 150_000
+    with Image.open(ROOT / path) as picture:
+        assert picture.width >= 700
+
+
+def test_the_examples_of_style_are_ours_to_the_letter():
+    examples = re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", read("CONTRIBUTING.md"), flags=re.S)
+    assert [path.split("/")[0] for path, _ in examples] == ["minidiff", "tests"]
+    for path, example in examples:
+        assert example in (ROOT / path).read_text(encoding="utf-8")
 
 
 def test_what_does_not_exist_is_found():

@@ -167,3 +167,28 @@ def test_a_row_of_the_samplers_drawn_again_has_its_distance():
     denoise, path = md.ContinuousDenoiser(table.model.process, table.model.net, clip=True), md.EDMPath()
     again = table.looks(md.dpmpp(denoise, table.start(path), path, 5))
     assert again["training"] == pytest.approx(result["rows"]["digits, edm, dpmpp, 5"]["training"], rel=0.02)
+
+
+def test_two_processes_were_measured_with_the_steps_and_bytes_of_the_digits_recipe():
+    table = script("scaling_two_processes")
+    result = json.loads(table.OUT.read_text())
+    assert set(result["one"]) == {str(batch) for batch in table.BATCHES}
+    assert set(result["two"]) == {str(batch) for batch in table.BATCHES[1:]}
+    assert set(result["exchange"]) == {str(size) for size in table.BYTES}
+    digits = Cost(md.Description(md.recipe("digits"), (1, 8, 8), 17))
+    assert result["gradient_bytes"] == digits.memory("tf32")["gradients"]
+    assert (result["rounds"], result["steps"]) == (table.ROUNDS, table.STEPS - 1)
+    for row in result["one"].values():  # one thread cannot work for longer than it takes
+        assert 0 < row["cpu_seconds"] < 1.02 * row["seconds"]
+
+
+def test_the_speed_of_training_is_told_of_every_part_and_its_ratios_are_those_of_its_times():
+    speed = script("training_speed")
+    bench, parts = speed.bench_training, json.loads(speed.OUT.read_text())["parts"]
+    always = {f"step, {name}" for name in bench.LEVELS} | {"others", "two"}
+    assert always <= set(parts) <= always | {"compiled"}
+    for name, part in parts.items():
+        again = bench.rows(name, {key: [value] for key, value in part["milliseconds"].items()})
+        assert [(row["what"], row["target"]) for row in part["ratios"]] == [(what, target) for what, _, target in again]
+        for row, (_, ratio, _) in zip(part["ratios"], again, strict=True):
+            assert row["ratio"] == pytest.approx(ratio, rel=0.15)  # the median of ratios, beside that of medians

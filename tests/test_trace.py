@@ -82,8 +82,19 @@ def test_a_sound_book_has_no_problem():
         "DDPM 1": ["minidiff.m"],
         **{statement: ["minidiff.m:f"] for statement in ("DDPM 2", "IDDPM 7", "DDPM 3", "SDE 13")},
     }
-    page = equations.index_page(trace, MANIFEST, ["02_ddpm"])
-    assert "| (2) | two | [02 ddpm](02_ddpm.ipynb) | ✓ | `f` |" in page
+    page = equations.index_page(trace, MANIFEST, ["02_ddpm"], {"minidiff.m:f": "minidiff.m.f"}.get)
+    assert "| [(2)](#ddpm-2) | two | [02](02_ddpm.ipynb) | [✓](#check-ddpm-2) | [`f`](#minidiff.m.f) |" in page
+    bare = equations.index_page(trace, MANIFEST, [], lambda name: None)
+    assert "| (2) | two | 02 | ✓ | `f` |" in bare
+
+
+def test_an_anchor_is_a_name_that_a_page_can_have():
+    assert [equations.anchor(s) for s in ("DDPM 8", "DDPM Alg. 1", "SD Table A1", "0.4")] == [
+        "ddpm-8",
+        "ddpm-alg-1",
+        "sd-table-a1",
+        "eq-0-4",
+    ]
 
 
 @pytest.mark.parametrize(

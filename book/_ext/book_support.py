@@ -1,6 +1,7 @@
 """What this book needs of Sphinx, so that it builds from a fresh clone and is read without a network.
 
-1. Stage ``../chapters/*.ipynb`` and the generated equation index into the git-ignored ``book/chapters/``.
+1. Stage ``../chapters/*.ipynb`` into the git-ignored ``book/chapters/``, beside the pages that are made from them and
+   from the library: the notation, the equation index, the papers' tables, the API reference.
 2. Serve MathJax from the book itself: one file out of the package sphinx-mathjax-offline.
 3. Hand displayed equations to MathJax as they are written and as JupyterLab shows them. Sphinx would put those of
    several lines into a split environment, in which TeX allows no \\tag.
@@ -18,7 +19,10 @@ from docutils import nodes
 from sphinx.errors import ExtensionError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import api
 import equations
+import notation
+import paper_tables
 
 CDN_LINK = re.compile(r'<link rel="stylesheet"\s+href="https?://[^"]*font-awesome[^"]*">\s*')
 
@@ -27,9 +31,7 @@ def stage(book: Path) -> None:
     """Bring book/chapters up to date, leaving files that have not changed untouched so that builds stay incremental."""
     root, staged = book.parent, book / "chapters"
     pages = {path.name: path.read_bytes() for path in sorted((root / "chapters").glob("[0-9]*.ipynb"))}
-    linkable = {Path(name).stem for name in pages}
-    index = equations.index_page(equations.read(root), equations.read_manifest(root), linkable)
-    pages["equations.md"] = index.encode()
+    pages |= {name: text.encode() for name, text in generated(root, {Path(name).stem for name in pages}).items()}
     staged.mkdir(exist_ok=True)
     for path in staged.iterdir():
         if path.is_file() and path.name not in pages:
@@ -37,6 +39,19 @@ def stage(book: Path) -> None:
     for name, content in pages.items():
         if not (staged / name).exists() or (staged / name).read_bytes() != content:
             (staged / name).write_bytes(content)
+
+
+def generated(root: Path, chapters: set[str]) -> dict[str, str]:
+    """File name -> Markdown of every page that is made and not written."""
+    trace, known = equations.read(root), api.names(root)
+    manifest = equations.read_manifest(root)
+    index = equations.index_page(trace, manifest, chapters, lambda name: api.entry(name, known))
+    own = {
+        "equations.md": index,
+        "paper_tables.md": paper_tables.page(root, trace.tags),
+        "notation.md": notation.page(root),
+    }
+    return own | api.pages(root, trace.tags)
 
 
 def find_mathjax() -> Path:

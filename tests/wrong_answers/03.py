@@ -1,0 +1,40 @@
+"""Answers of chapter 03 that must fail: what is wrong, the text of the reference, what stands in its place."""
+
+WRONG = {
+    "ddim_step": [
+        ("DDPM's noise whatever eta says", "sigma = eta * ", "sigma = "),
+        ("eta squared", "sigma = eta * ", "sigma = eta**2 * "),
+        ("no noise at all", "+ sigma * z", ""),
+        ("the variance for the standard deviation", "+ sigma * z", "+ sigma**2 * z"),
+        ("the noise not taken from the direction", "(1 - kept_prev - sigma**2)", "(1 - kept_prev)"),
+        ("sigma not squared in the direction", "(1 - kept_prev - sigma**2)", "(1 - kept_prev - sigma)"),
+        ("beta for the posterior's variance", "(1 - kept_prev) / (1 - kept) * ", ""),
+        ("the share of the whole way for that of the step", "(1 - kept / kept_prev)", "(1 - kept)"),
+        ("x0 without the division", ") / kept**0.5\n", ")\n"),
+        ("the level here for the next in the mean", "return kept_prev**0.5", "return kept**0.5"),
+        ("the sign of the noise", "(xt - (1 - kept)", "(xt + (1 - kept)"),
+    ],
+    "step_down": [
+        ("time that grows", "return x - h * drift", "return x + h * drift"),
+        ("half a score with lambda = 1 too", "0.5 * (1 + lam**2)", "0.5"),
+        ("a whole score at lambda = 0", "0.5 * (1 + lam**2)", "(1 + lam**2)"),
+        ("lambda not squared", "(1 + lam**2)", "(1 + lam)"),
+        ("g not squared", "path.g(t) ** 2", "path.g(t)"),
+        ("the drift without f", "path.f(t) * x - ", "-"),
+        ("the sign of the score", "path.f(t) * x - 0.5", "path.f(t) * x + 0.5"),
+        ("noise that grows with h", "h**0.5 * z", "h * z"),
+        ("noise without lambda", "+ lam * path.g(t)", "+ (lam > 0) * path.g(t)"),
+        ("noise without g", "lam * path.g(t) * h", "lam * h"),
+        ("drift and noise at the end of the step", "h = t - t_next\n", "h = t - t_next\n    t = t_next\n"),
+    ],
+    "divergence": [
+        ("the probe once, not twice", "(row * probe).sum(1)", "row.sum(1)"),
+        ("one number for the batch", "(row * probe).sum(1)", "(row * probe).sum()"),
+        ("the mean over dimensions", "(row * probe).sum(1)", "(row * probe).mean(1)"),
+        ("a second evaluation of v", "return value.detach()", "return v(x).detach()"),
+        ("gradients left switched off", "with torch.enable_grad():\n        x", "if True:\n        x"),
+        ("a value that still carries its graph", "value.detach()", "value"),
+        ("the derivative without the probe", "(value * probe).sum(), x", "value.sum(), x"),
+        ("the value forgotten", "return value.detach()", "return x.detach()"),
+    ],
+}

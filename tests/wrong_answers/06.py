@@ -1,0 +1,51 @@
+"""Answers of chapter 06 that must fail: what is wrong, the text of the reference, what stands in its place."""
+
+WRONG = {
+    "wrapped": [
+        ("c_noise without the quarter", "sigma.log() / 4", "sigma.log()"),
+        ("c_noise = σ", "sigma.log() / 4", "sigma / 4"),
+        ("c_skip without its square", "(sigma_data / total) ** 2 * x", "sigma_data / total * x"),
+        ("c_in left out", "x / total", "x"),
+        ("the sign of c_out", "wide * sigma_data / total * answer", "-wide * sigma_data / total * answer"),
+        ("c_out over the variance", "wide * sigma_data / total * answer", "wide * sigma_data / total**2 * answer"),
+        ("c_out without σ_data", "wide * sigma_data / total * answer", "wide / total * answer"),
+        ("the paper's σ_data for the data's", "wide = ", "sigma_data = 0.5\n    wide = "),
+        ("the standard deviations added", "(wide**2 + sigma_data**2).sqrt()", "wide + sigma_data"),
+        ("one σ for the batch", "wide = sigma", "sigma = sigma[:1].expand_as(sigma)\n    wide = sigma"),
+    ],
+    "heun_sampler": [
+        ("a correction at 0", "if t_next > 0", "if t_next >= 0"),
+        ("Euler", "if t_next > 0", "if False"),
+        ("the second slope divided by the first time", "/ t_next) / 2", "/ t) / 2"),
+        ("the second slope at the first time", "D(ahead, t_next)", "D(ahead, t)"),
+        ("the second slope at the first point", "(ahead - D(ahead, t_next))", "(x - D(x, t_next))"),
+        ("steps counted with n for n - 1", "i / (n - 1)", "i / n"),
+        ("a correction added to the point ahead", "x = x + (t_next - t) * d", "x = ahead + (t_next - t) * d"),
+        ("ρ = 7 at one end whatever is asked", "** (1 / rho), sigma_min", "** (1 / 7), sigma_min"),
+        ("no step to 0", " + [0.0]", ""),
+        ("the slopes added", "/ t_next) / 2", "/ t_next)"),
+        (
+            "the ends in the wrong order",
+            "(ends[0] + i / (n - 1) * (ends[1] - ends[0]))",
+            "(ends[1] + i / (n - 1) * (ends[0] - ends[1]))",
+        ),
+        (
+            "steps even in log σ",
+            "(ends[0] + i / (n - 1) * (ends[1] - ends[0])) ** rho",
+            "sigma_max * (sigma_min / sigma_max) ** (i / (n - 1))",
+        ),
+    ],
+    "stirred": [
+        ("γ without its limit", "min(S_churn / n, math.sqrt(2) - 1)", "S_churn / n"),
+        ("the difference of deviations for that of variances", "math.sqrt(t_hat**2 - t**2)", "(t_hat - t)"),
+        ("no root", "math.sqrt(t_hat**2 - t**2)", "(t_hat**2 - t**2)"),
+        ("the ends of the range left out", "S_tmin <= t <= S_tmax", "S_tmin < t < S_tmax"),
+        ("no upper end", "if S_tmin <= t <= S_tmax", "if S_tmin <= t"),
+        ("no lower end", "if S_tmin <= t <= S_tmax", "if t <= S_tmax"),
+        ("no range", "if S_tmin <= t <= S_tmax else 0.0", ""),
+        ("S_noise left out", "S_noise * math", "math"),
+        ("S_churn not shared among the steps", "S_churn / n,", "S_churn,"),
+        ("S_noise in the time too", "t_hat = t + gamma * t", "t_hat = t + gamma * t * S_noise"),
+        ("noise up to t̂, not from t to t̂", "math.sqrt(t_hat**2 - t**2)", "t_hat"),
+    ],
+}
