@@ -168,10 +168,6 @@ def grade_one(path: Path, name: str, chapters: list[Chapter]) -> dict:
 
 def grade(path: Path, out: Path) -> None:
     """Grade a notebook or a folder of them, one after the other, and write what came out."""
-    os.environ |= {
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "Agg",
-    }  # before torch: a process with threads cannot be forked well
     from examiner import load_modules
 
     folder = path if path.is_dir() else path.parent
@@ -225,4 +221,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}  # before torch: a process with threads forks badly
     sys.exit(main())

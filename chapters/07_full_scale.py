@@ -1260,12 +1260,10 @@ for name, colour in (
             for N in counts
         ]
         axes[1].semilogx(counts, weak, line, color=colour, markersize=3.5)
-for ax, title in zip(
-    axes,
-    ("Strong: every model has its end", "Weak, 16 images each: the link decides"),
-    strict=True,
-):
-    ax.set(xlabel="GPUs", ylim=(0, 1.05), title=title)
+axes[0].set_title("Strong: every model has its end")
+axes[1].set_title("Weak, 16 images each: the link decides")
+for ax in axes:
+    ax.set(xlabel="GPUs", ylim=(0, 1.05))
     ax.set_xticks([1, 8, 64, 256], [1, 8, 64, 256])
     ax.minorticks_off()
 axes[0].set_ylabel("efficiency")

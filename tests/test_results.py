@@ -4,12 +4,14 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import minidiff as md
+from minidiff.recipes import describe
 from minidiff.training.cost import Cost
 
 RESULTS = sorted((Path(__file__).parents[1] / "chapters" / "results").glob("*.json"))
@@ -192,3 +194,37 @@ def test_the_speed_of_training_is_told_of_every_part_and_its_ratios_are_those_of
         assert [(row["what"], row["target"]) for row in part["ratios"]] == [(what, target) for what, _, target in again]
         for row, (_, ratio, _) in zip(part["ratios"], again, strict=True):
             assert row["ratio"] == pytest.approx(ratio, rel=0.15)  # the median of ratios, beside that of medians
+
+
+def test_equal_compute_has_a_row_for_each_contender_and_no_network_is_smaller_than_ours():
+    table = script("equal_compute")
+    result = json.loads(table.OUT.read_text())
+    keys = {f"{name}, {seed}, {s}" for name in table.CONTENDERS for seed in table.SEEDS for s in table.SECONDS}
+    rows = result["rows"]
+    assert set(rows) == keys and result["n"] == table.N == len(table.held_out)
+    ours = sum(p.numel() for p in describe("mnist16").build().net.parameters())
+    for key, row in rows.items():
+        name, seconds = key.split(", ")[0], int(key.split(", ")[2])
+        assert row["parameters"] == ours if name == "minidiff" else row["parameters"] >= ours
+        assert row["spent"] < seconds * 1.02
+    assert set(result["packages"]) > set(table.CONTENDERS) - {"minidiff"}
+
+
+def test_ours_is_less_than_a_fifth_of_the_least_distance_after_the_same_minutes_and_the_picture_says_so():
+    table = script("equal_compute")
+    result = json.loads(table.OUT.read_text())
+    for seconds in table.SECONDS:
+        others = [table.best(result["rows"], name, seconds) for name in list(table.CONTENDERS)[1:]]
+        assert max(table.best(result["rows"], "minidiff", seconds)) < 0.2 * min(min(found) for found in others)
+    title = table.picture(result).axes[0].get_title(loc="left")
+    share = int(re.search(r"1/(\d+)", title)[1])
+    mean = {name: sum(table.best(result["rows"], name, table.TOLD)) / len(table.SEEDS) for name in table.CONTENDERS}
+    assert all(share * mean["minidiff"] < mean[name] for name in mean if name != "minidiff")
+    assert table.PICTURE.is_file() and table.PICTURE.stat().st_size < 60_000
+
+
+def test_the_distance_of_as_many_training_digits_is_found_again():
+    table = script("equal_compute")
+    result = json.loads(table.OUT.read_text())
+    lots = table.floor(table.seen(table.held_out.pixels))
+    assert lots == pytest.approx(result["training_digits"], rel=1e-3)
