@@ -131,7 +131,7 @@ variances = torch.tensor([0.15, 0.25, 0.10]) ** 2
 
 
 def bumps(t):
-    """Means and variances of the three bumps at time t: equation (0.2) with alpha_bar = exp(-t)."""
+    """Means and variances of the bumps at time t: (0.2) with alpha_bar = exp(-t)."""
     alpha_bar = math.exp(-t)
     return math.sqrt(alpha_bar) * means, alpha_bar * variances + 1 - alpha_bar
 
@@ -148,7 +148,7 @@ def cdf(x, t):
 
 
 def score(x, t):
-    """Equation (0.3); the shares r_k are a softmax, so that nothing is divided by zero far from all bumps."""
+    """Equation (0.3); the shares r_k are a softmax: far from all bumps nothing is divided by 0."""
     mu, V = bumps(t)
     pull = (mu - x[..., None]) / V
     r = torch.softmax(weights.log() - 0.5 * V.log() + 0.5 * pull * (x[..., None] - mu), -1)
@@ -163,7 +163,9 @@ a1, a2 = 0.7, 0.4
 x0 = 3.0
 mean_once, var_once = math.sqrt(a1) * x0, 1 - a1
 mean_twice, var_twice = math.sqrt(a2) * mean_once, a2 * var_once + (1 - a2)
-assert math.isclose(mean_twice, math.sqrt(a1 * a2) * x0) and math.isclose(var_twice, 1 - a1 * a2)
+assert math.isclose(mean_twice, math.sqrt(a1 * a2) * x0) and math.isclose(
+    var_twice, 1 - a1 * a2
+)
 
 # (0.2): no algebra, average over all x_0 on a grid
 t = 0.5
@@ -192,7 +194,7 @@ print("two noisings make one; mixture and score agree with quadrature and autogr
 # sqrt(1 - alpha_bar), from almost 1 down to 0
 weight_of_noise = torch.linspace(math.sqrt(1 - math.exp(-8)), 0, 801)
 # the same moments as times t
-times = -torch.log1p(-weight_of_noise**2)
+times = -torch.log1p(-(weight_of_noise**2))
 x = torch.randn(5000, generator=torch.Generator().manual_seed(1))
 paths = [x]
 for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
@@ -202,25 +204,51 @@ for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
 paths = torch.stack(paths)
 
 grid = torch.linspace(-3, 3, 601)
-picture = torch.stack([density(grid, -math.log1p(-w * w)) for w in weight_of_noise.flip(0).tolist()], -1)
-fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.6, 3.1), sharey=True, width_ratios=[3, 3, 1.3])
-left.imshow(picture.clamp(max=1.2), origin="lower", extent=(0, 1, -3, 3), aspect="auto", cmap="Greys")
+picture = torch.stack(
+    [density(grid, -math.log1p(-w * w)) for w in weight_of_noise.flip(0).tolist()], -1
+)
+fig, (left, middle, right) = plt.subplots(
+    1, 3, figsize=(7.6, 3.1), sharey=True, width_ratios=[3, 3, 1.3]
+)
+left.imshow(
+    picture.clamp(max=1.2), origin="lower", extent=(0, 1, -3, 3), aspect="auto", cmap="Greys"
+)
 middle.plot(weight_of_noise, paths[:, :60], color=plots.BLUE, lw=0.6, alpha=0.7)
-right.hist(paths[-1].numpy(), bins=90, range=(-3, 3), density=True, orientation="horizontal", color=plots.ROSE, label="samples")
+right.hist(
+    paths[-1].numpy(),
+    bins=90,
+    range=(-3, 3),
+    density=True,
+    orientation="horizontal",
+    color=plots.ROSE,
+    label="samples",
+)
 right.plot(density(grid, 0.0), grid, color=plots.INK, lw=1.2, label="truth")
 middle.set_xlim(0, 1)
-left.set(xlabel=r"weight of the noise, $\sqrt{1-\bar\alpha}$", ylabel=r"$x$", title="Forward: density")
-middle.set(xlabel=r"weight of the noise, $\sqrt{1-\bar\alpha}$", title="Backward: points move left")
+left.set(
+    xlabel=r"weight of the noise, $\sqrt{1-\bar\alpha}$",
+    ylabel=r"$x$",
+    title="Forward: density",
+)
+middle.set(
+    xlabel=r"weight of the noise, $\sqrt{1-\bar\alpha}$", title="Backward: points move left"
+)
 right.set(xlabel="density", title="Result", ylim=(-3, 3))
 right.legend(loc="upper right", fontsize=7, handlelength=1)
-fig.suptitle("Noise melts three bumps into one; following the score brings the three bumps back", fontsize=10.5, fontweight="bold")
+fig.suptitle(
+    "Noise melts three bumps into one; following the score brings the three bumps back",
+    fontsize=10.5,
+    fontweight="bold",
+)
 plt.show()
 
 ordered = paths[-1].sort().values
 steps_of_the_sample = torch.arange(1, len(ordered) + 1) / len(ordered)
 # Kolmogorov's distance: largest gap of the two cdfs
 distance = (cdf(ordered, 0.0) - steps_of_the_sample).abs().max().item()
-print(f"largest gap between the samples' distribution function and the true one: {distance:.2f}")
+print(
+    f"largest gap between the samples' distribution function and the true one: {distance:.2f}"
+)
 # 5,000 true draws stay below 0.028 in 999 of 1,000 cases
 assert distance < 0.03
 
@@ -277,18 +305,31 @@ def moments(unnormalised):
     """Total, mean and variance of a density given on the grid."""
     total = torch.trapezoid(unnormalised, grid)
     mean = torch.trapezoid(unnormalised * grid, grid) / total
-    return total.item(), mean.item(), (torch.trapezoid(unnormalised * (grid - mean) ** 2, grid) / total).item()
+    return (
+        total.item(),
+        mean.item(),
+        (torch.trapezoid(unnormalised * (grid - mean) ** 2, grid) / total).item(),
+    )
 
 
 _, mean, variance = moments(normal(grid, -1.0, 0.2) * normal(grid, 2.0, 0.7))
-assert math.isclose(variance, 1 / (1 / 0.2 + 1 / 0.7)) and math.isclose(mean, variance * (-1.0 / 0.2 + 2.0 / 0.7))
+assert math.isclose(variance, 1 / (1 / 0.2 + 1 / 0.7)) and math.isclose(
+    mean, variance * (-1.0 / 0.2 + 2.0 / 0.7)
+)
 
 evidence, mean, variance = moments(normal(grid, m, v) * normal(y, c * grid, r))
 V = 1 / (1 / v + c**2 / r)
 M = m + c * v / (c**2 * v + r) * (y - c * m)
-assert math.isclose(mean, V * (m / v + c * y / r)) and math.isclose(mean, M) and math.isclose(variance, V)
+assert (
+    math.isclose(mean, V * (m / v + c * y / r))
+    and math.isclose(mean, M)
+    and math.isclose(variance, V)
+)
 assert math.isclose(evidence, normal(torch.tensor(y), c * m, c**2 * v + r).item())
-print(f"posterior: mean {mean:.4f} = {M:.4f}, variance {variance:.4f} = {V:.4f};  evidence {evidence:.4f}")
+print(
+    f"posterior: mean {mean:.4f} = {M:.4f}, variance {variance:.4f} = {V:.4f};"
+    f"  evidence {evidence:.4f}"
+)
 
 # %% [markdown]
 # ## 0.3 Entropy and Kullback–Leibler divergence, in bits
@@ -342,10 +383,16 @@ words = {"a": "0", "b": "10", "c": "110", "d": "111"}
 q = torch.tensor([2.0 ** -len(word) for word in words.values()])
 # what the source really does
 p = torch.tensor([0.1, 0.2, 0.3, 0.4])
-cost = sum(probability * len(word) for probability, word in zip(p.tolist(), words.values(), strict=True))
+cost = sum(
+    probability * len(word)
+    for probability, word in zip(p.tolist(), words.values(), strict=True)
+)
 entropy, divergence = -(p * p.log2()).sum().item(), (p * (p / q).log2()).sum().item()
 assert math.isclose(cost, entropy + divergence) and math.isclose(q.sum().item(), 1)
-print(f"cost {cost:.3f} bits = entropy {entropy:.3f} + divergence {divergence:.3f};  17 levels, uncompressed: {math.log2(17):.2f} bits")
+print(
+    f"cost {cost:.3f} bits = entropy {entropy:.3f} + divergence {divergence:.3f};"
+    f"  17 levels, uncompressed: {math.log2(17):.2f} bits"
+)
 
 # (0.8): ten thousand pairs of distributions
 p, q = torch.rand(2, 10_000, 6, generator=generator)
@@ -359,9 +406,16 @@ p, q = normal(grid, m1, v1), normal(grid, m2, v2)
 by_formula = 0.5 * (math.log(v2 / v1) + (v1 + (m1 - m2) ** 2) / v2 - 1)
 # takes logarithms of variances
 by_library = normal_kl(*torch.tensor([m1, math.log(v1), m2, math.log(v2)])).item()
-assert math.isclose(torch.trapezoid(p * (p / q).log(), grid).item(), by_formula) and math.isclose(by_library, by_formula)
-assert math.isclose(-torch.trapezoid(p * p.log2(), grid).item(), 0.5 * math.log2(2 * math.pi * math.e * v1))
-print(f"a Gaussian of variance 1 has {0.5 * math.log2(2 * math.pi * math.e):.4f} bits, of variance 0.01 {0.5 * math.log2(2 * math.pi * math.e * 0.01):.4f}")
+assert math.isclose(
+    torch.trapezoid(p * (p / q).log(), grid).item(), by_formula
+) and math.isclose(by_library, by_formula)
+assert math.isclose(
+    -torch.trapezoid(p * p.log2(), grid).item(), 0.5 * math.log2(2 * math.pi * math.e * v1)
+)
+print(
+    f"a Gaussian of variance 1 has {0.5 * math.log2(2 * math.pi * math.e):.4f} bits,"
+    f" of variance 0.01 {0.5 * math.log2(2 * math.pi * math.e * 0.01):.4f}"
+)
 
 # %% [markdown]
 # ## 0.4 Jensen's inequality and the evidence bound
@@ -395,11 +449,16 @@ log_evidence = normal(torch.tensor(y), c * m, c**2 * v + r).log().item()
 grid = torch.linspace(-9, 9, 20_001)
 for m_q, v_q in [(0.0, 1.0), (1.0, 0.4), (M, V)]:
     q = normal(grid, m_q, v_q)
-    bound = torch.trapezoid(q * (normal(grid, m, v).log() + normal(y, c * grid, r).log() - q.log()), grid).item()
+    bound = torch.trapezoid(
+        q * (normal(grid, m, v).log() + normal(y, c * grid, r).log() - q.log()), grid
+    ).item()
     # (0.9) between q and the posterior of (0.5)
     gap = 0.5 * (math.log(V / v_q) + (v_q + (m_q - M) ** 2) / V - 1)
     assert math.isclose(bound + gap, log_evidence) and bound <= log_evidence + 1e-12
-    print(f"q = N({m_q:.2f}, {v_q:.2f}):  bound {bound:.4f} + gap {gap:.4f} = {bound + gap:.4f} nats")
+    print(
+        f"q = N({m_q:.2f}, {v_q:.2f}):  bound {bound:.4f}"
+        f" + gap {gap:.4f} = {bound + gap:.4f} nats"
+    )
 
 # %% [markdown]
 # ## 0.5 Change of variables, and why a density is not a probability
@@ -451,7 +510,9 @@ def dequantisation_gap(levels, k, mean=0.1, std=0.3):
     edges = torch.tensor([x - bin_width / 2, x + bin_width / 2])
     bits = -torch.special.ndtr((edges - mean) / std).diff().log2().item()
     u = torch.linspace(-0.5, 0.5, 2001)
-    bound = -torch.trapezoid(normal(x + bin_width * u, mean, std**2).log2(), u).item() + math.log2((levels - 1) / 2)
+    bound = -torch.trapezoid(
+        normal(x + bin_width * u, mean, std**2).log2(), u
+    ).item() + math.log2((levels - 1) / 2)
     return bits, bound - bits
 
 
@@ -462,7 +523,10 @@ for levels, k in [(17, 12), (33, 24), (65, 48)]:
     # slope of ln p at x = 0.5
     ell, bin_width = -(0.5 - 0.1) / 0.3**2, 2 / (levels - 1)
     assert 0 < gap and abs(gap * math.log(2) / (ell**2 * bin_width**2 / 24) - 1) < 0.01
-print(f"price of the unit: 256 levels {math.log2(255 / 2):.4f}, 17 levels {math.log2(16 / 2):.4f} bits per dimension")
+print(
+    f"price of the unit: 256 levels {math.log2(255 / 2):.4f}, "
+    f"17 levels {math.log2(16 / 2):.4f} bits per dimension"
+)
 
 # %% [markdown]
 # ## 0.6 Detailed balance
@@ -501,7 +565,9 @@ flow = normal(grid, 0, 1)[:, None] * kernel
 # as much forth as back
 torch.testing.assert_close(flow, flow.T)
 inner = grid.abs() < 5
-torch.testing.assert_close(torch.trapezoid(flow, grid, dim=0)[inner], normal(grid, 0, 1)[inner])
+torch.testing.assert_close(
+    torch.trapezoid(flow, grid, dim=0)[inner], normal(grid, 0, 1)[inner]
+)
 
 bit = torch.tensor([[1 - beta * mu, beta * mu], [beta * (1 - mu), 1 - beta * (1 - mu)]])
 pi = torch.tensor([1 - mu, mu])
@@ -512,7 +578,9 @@ start = torch.tensor([0.0, 1.0])
 # the Gaussian's mean, one step from grid[1000]
 mean_after = math.sqrt(1 - beta) * grid[1000]
 torch.testing.assert_close(torch.trapezoid(grid * kernel[1000], grid), mean_after)
-assert math.isclose((start @ torch.linalg.matrix_power(bit, 5))[1].item() - mu, (1 - beta) ** 5 * (1 - mu))
+assert math.isclose(
+    (start @ torch.linalg.matrix_power(bit, 5))[1].item() - mu, (1 - beta) ** 5 * (1 - mu)
+)
 
 # stationary, but with a direction
 circle = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
@@ -554,8 +622,14 @@ for n in [100, 1000]:
     dt, chain, sde = 1 / n, (1.0, 0.0), (1.0, 0.0)
     for _ in range(n):
         chain = math.sqrt(1 - 2 * dt) * chain[0], (1 - 2 * dt) * chain[1] + 2 * dt
-        sde = sde[0] - 0.5 * 2 * sde[0] * dt, (1 - 0.5 * 2 * dt) ** 2 * sde[1] + math.sqrt(2) ** 2 * dt
-    print(f"{n:4d} steps: mean {chain[0]:.4f} (chain) {sde[0]:.4f} (drift and kick);  variance {chain[1]:.4f} and {sde[1]:.4f}")
+        sde = (
+            sde[0] - 0.5 * 2 * sde[0] * dt,
+            (1 - 0.5 * 2 * dt) ** 2 * sde[1] + math.sqrt(2) ** 2 * dt,
+        )
+    print(
+        f"{n:4d} steps: mean {chain[0]:.4f} (chain) {sde[0]:.4f} (drift and kick);"
+        f"  variance {chain[1]:.4f} and {sde[1]:.4f}"
+    )
     assert abs(chain[0] - sde[0]) < 1 / n and abs(chain[1] - sde[1]) < 1 / n
 
 # (0.17): 4,000 paths to time 1 in n steps
@@ -566,7 +640,9 @@ for n in [10, 100, 1000]:
     before = w - dw
     ordinary = (w[:, -1] ** 2 - (2 * before * dw).sum(-1)).square().mean().sqrt().item()
     ito = (w[:, -1] ** 2 - (2 * before * dw).sum(-1) - 1).square().mean().sqrt().item()
-    print(f"{n:4d} steps: root-mean-square error, Ito {ito:.2f}, ordinary calculus {ordinary:.1f}")
+    print(
+        f"{n:4d} steps: root-mean-square error, Ito {ito:.2f}, ordinary calculus {ordinary:.1f}"
+    )
     # as predicted: standard deviation sqrt(2 / n)
     assert abs(ito / math.sqrt(2 / n) - 1) < 0.08 and ordinary > 0.95
 
@@ -579,7 +655,10 @@ for _ in range(n):
     without = without + -0.5 * x * 3 * x**2 / n + 3 * x**2 * dw
     x = x - 0.5 * x / n + dw
 ito, ordinary = ((phi - x**3).square().mean().sqrt().item() for phi in (with_ito, without))
-print(f"x^3 along Ornstein-Uhlenbeck paths: error {ito:.1f} with the term g^2 phi''/2, {ordinary:.1f} without")
+print(
+    f"x^3 along Ornstein-Uhlenbeck paths: error {ito:.1f} with the term g^2 phi''/2,"
+    f" {ordinary:.1f} without"
+)
 assert ito < 0.3 < 1.5 < ordinary
 
 # %% [markdown]
@@ -611,9 +690,14 @@ assert ito < 0.3 < 1.5 < ordinary
 # check: 0.18
 X, tau, m_0 = sympy.symbols("x t m", real=True)
 v_0, B = sympy.symbols("v beta", positive=True)
-mean_t, var_t = m_0 * sympy.exp(-B * tau / 2), v_0 * sympy.exp(-B * tau) + 1 - sympy.exp(-B * tau)
+mean_t, var_t = (
+    m_0 * sympy.exp(-B * tau / 2),
+    v_0 * sympy.exp(-B * tau) + 1 - sympy.exp(-B * tau),
+)
 q_t = sympy.exp(-((X - mean_t) ** 2) / (2 * var_t)) / sympy.sqrt(2 * sympy.pi * var_t)
-residual = sympy.diff(q_t, tau) + sympy.diff(-B * X / 2 * q_t, X) - B / 2 * sympy.diff(q_t, X, 2)
+residual = (
+    sympy.diff(q_t, tau) + sympy.diff(-B * X / 2 * q_t, X) - B / 2 * sympy.diff(q_t, X, 2)
+)
 assert sympy.simplify(residual / q_t) == 0
 
 # the mixture of section 0.1, beta = 1, as a computer steps it
@@ -628,12 +712,23 @@ for ax, (t, steps) in zip(axes, [(0.05, 10), (0.3, 50), (2.0, 340)], strict=True
     gap = (cdf(x.sort().values, t) - (torch.arange(n) + 0.5) / n).abs().max().item()
     # 20,000 draws stay below 0.014 in 999 of 1,000 cases
     assert gap < 0.015
-    ax.hist(x.numpy(), bins=70, range=(-3.5, 3.5), density=True, color=plots.ROSE, label="simulated paths")
+    ax.hist(
+        x.numpy(),
+        bins=70,
+        range=(-3.5, 3.5),
+        density=True,
+        color=plots.ROSE,
+        label="simulated paths",
+    )
     ax.plot(grid, density(grid, t), color=plots.INK, label="Fokker–Planck")
     ax.set(xlabel="$x$", title=f"$t={t}$")
 axes[0].set(ylabel="density")
 axes[2].legend(fontsize=7.5)
-fig.suptitle("Twenty thousand random paths fill the density that the equation predicts", fontsize=10.5, fontweight="bold")
+fig.suptitle(
+    "Twenty thousand random paths fill the density that the equation predicts",
+    fontsize=10.5,
+    fontweight="bold",
+)
 plt.show()
 
 # %% [markdown]
@@ -658,8 +753,14 @@ plt.show()
 levels_of_F = torch.linspace(0.05, 0.95, 19)
 # where q_t is almost N(0, 1)
 start, t_late = torch.special.ndtri(levels_of_F), 6.0
-path = solve_ivp(lambda t, x: (-0.5 * (torch.from_numpy(x) + score(torch.from_numpy(x), t))).numpy(),
-                 (t_late, 0.0), start.numpy(), rtol=1e-10, atol=1e-12, t_eval=[6.0, 2.0, 0.5, 0.0])
+path = solve_ivp(
+    lambda t, x: (-0.5 * (torch.from_numpy(x) + score(torch.from_numpy(x), t))).numpy(),
+    (t_late, 0.0),
+    start.numpy(),
+    rtol=1e-10,
+    atol=1e-12,
+    t_eval=[6.0, 2.0, 0.5, 0.0],
+)
 F = torch.stack([cdf(torch.from_numpy(x), t) for t, x in zip(path.t, path.y.T, strict=True)])
 drift_of_F = (F - F[0]).abs().max().item()
 assert drift_of_F < 1e-7
@@ -700,6 +801,7 @@ for k in [2, 9, 16]:
 # $\dot V_t=1-V_t$, its solution is $x(t)\propto\sqrt{V_t}$. Points simply keep their place in units of the standard
 # deviation.
 
+
 # %%
 # check: 0.20, 0.21
 def V_t(t, v=0.25):
@@ -731,24 +833,45 @@ def error(step, t_start, t_end, n):
 def largest_loss(step, n):
     """What one step loses at most when it starts on the true path from t = 4 to t = 0."""
     h = -4.0 / n
-    return max(abs(step(math.sqrt(V_t(4 + i * h)), 4 + i * h, h) - math.sqrt(V_t(4 + (i + 1) * h))) for i in range(n))
+    return max(
+        abs(step(math.sqrt(V_t(4 + i * h)), 4 + i * h, h) - math.sqrt(V_t(4 + (i + 1) * h)))
+        for i in range(n)
+    )
 
 
 steps = [2**k for k in range(3, 12)]
 fig, ax = plt.subplots(figsize=(5.6, 3.0))
-for name, step, cost, p, colour, marker in [("Euler", euler_step, 1, 1, plots.ORANGE, "o"), ("Heun", heun_step, 2, 2, plots.BLUE, "s")]:
+for name, step, cost, p, colour, marker in [
+    ("Euler", euler_step, 1, 1, plots.ORANGE, "o"),
+    ("Heun", heun_step, 2, 2, plots.BLUE, "s"),
+]:
     # from noise at t = 4 back to data at t = 0
     total = [error(step, 4.0, 0.0, n) for n in steps]
     local = [largest_loss(step, n) for n in (1000, 2000)]
     order = math.log2(total[-2] / total[-1])
-    print(f"{name}: one step of half the length loses {local[0] / local[1]:.1f} times less; measured order {order:.2f}")
+    print(
+        f"{name}: one step of half the length loses {local[0] / local[1]:.1f} times less;"
+        f" measured order {order:.2f}"
+    )
     assert abs(math.log2(local[0] / local[1]) - (p + 1)) < 0.03 and abs(order - p) < 0.03
     # e^(Lambda t): |dF/dx| is largest at t = 0
     stretch = math.exp(0.5 * (1 / 0.25 - 1) * 4)
-    assert all(error(step, 4.0, 0.0, n) <= n * largest_loss(step, n) * stretch for n in (8, 64, 512))
-    ax.loglog([cost * n for n in steps], total, color=colour, marker=marker, ms=4, label=f"{name}, slope −{p}")
-ax.set(xlabel="evaluations of the velocity", ylabel="error at $t=0$",
-       title="Twice the work halves Euler's error and quarters Heun's")
+    assert all(
+        error(step, 4.0, 0.0, n) <= n * largest_loss(step, n) * stretch for n in (8, 64, 512)
+    )
+    ax.loglog(
+        [cost * n for n in steps],
+        total,
+        color=colour,
+        marker=marker,
+        ms=4,
+        label=f"{name}, slope −{p}",
+    )
+ax.set(
+    xlabel="evaluations of the velocity",
+    ylabel="error at $t=0$",
+    title="Twice the work halves Euler's error and quarters Heun's",
+)
 ax.legend()
 plt.show()
 
@@ -837,9 +960,14 @@ library = GaussianDiffusion(linear_betas(T))
 torch.testing.assert_close(library.alpha_bar, alpha_bar[1:])
 torch.testing.assert_close(library.sigma, sigma[1:])
 x0, eps = torch.randn(2, T + 1, generator=generator)
-torch.testing.assert_close(s * (x0 + sigma * eps), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps)
+torch.testing.assert_close(
+    s * (x0 + sigma * eps), alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+)
 for t in (1, 500, 1000):
-    print(f"t = {t:4d}:  alpha_bar {alpha_bar[t]:.3e}   sigma {sigma[t]:8.4f}   SNR {1 / sigma[t] ** 2:.3e}")
+    print(
+        f"t = {t:4d}:  alpha_bar {alpha_bar[t]:.3e}   sigma {sigma[t]:8.4f}"
+        f"   SNR {1 / sigma[t] ** 2:.3e}"
+    )
 
 # (0.23) on the mixture; EDM's density p is bumps widened by sigma^2
 t = 0.8
@@ -916,6 +1044,7 @@ torch.testing.assert_close(score(s * z.detach(), t), score_edm / s)
 # and $\ln p(y)$. All arguments are tensors of one shape. Your function must also be right at $c=0$ (the measurement
 # says nothing) and at $r=0$ (it says everything, if $c\ne0$).
 
+
 # %% nbgrader={"grade": false, "grade_id": "gaussian_bayes", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["hide-cell"]
 def gaussian_bayes(m, v, c, r, y):
     """Mean and variance of p(x | y), and ln p(y) in nats."""
@@ -934,7 +1063,9 @@ def gaussian_bayes(m, v, c, r, y):
 mean, variance, log_evidence = gaussian_bayes(*torch.tensor([0.0, 1.0, 1.0, 1.0, 2.0]))
 torch.testing.assert_close(torch.stack([mean, variance]), torch.tensor([1.0, 0.5]))
 ### BEGIN HIDDEN TESTS
-m, v, c, r, y = torch.tensor([[0.4, -1.0, 0.3], [0.5, 2.0, 0.7], [0.8, -1.5, 0.1], [0.3, 0.2, 1.9], [1.7, 0.6, -0.8]])
+m, v, c, r, y = torch.tensor(
+    [[0.4, -1.0, 0.3], [0.5, 2.0, 0.7], [0.8, -1.5, 0.1], [0.3, 0.2, 1.9], [1.7, 0.6, -0.8]]
+)
 mean, variance, log_evidence = gaussian_bayes(m, v, c, r, y)
 grid = torch.linspace(-15, 15, 60_001)[:, None]
 joint = normal(grid, m, v) * normal(y, c * grid, r)
@@ -942,7 +1073,9 @@ total = torch.trapezoid(joint, grid, dim=0)
 # the mean, against an integral on a grid
 torch.testing.assert_close(mean, torch.trapezoid(joint * grid, grid, dim=0) / total)
 # the variance, likewise
-torch.testing.assert_close(variance, torch.trapezoid(joint * (grid - mean) ** 2, grid, dim=0) / total)
+torch.testing.assert_close(
+    variance, torch.trapezoid(joint * (grid - mean) ** 2, grid, dim=0) / total
+)
 # the evidence, in nats
 torch.testing.assert_close(log_evidence, total.log())
 # c = 0: y says nothing
@@ -959,6 +1092,7 @@ torch.testing.assert_close(torch.stack([mean, variance]), torch.tensor([0.85, 0.
 # Pixels are integers $k\in\{0,\dots,L-1\}$, scaled to $[-1,1]$ as in section 0.5. A model gives each pixel an
 # independent Gaussian. Return the bits per dimension of each image, from bin probabilities. So that they add to one,
 # the first bin reaches down to $-\infty$ and the last up to $+\infty$.
+
 
 # %% nbgrader={"grade": false, "grade_id": "bits_per_dim", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["hide-cell"]
 def bits_per_dim(k, mean, std, levels):
@@ -985,9 +1119,18 @@ for levels in (17, 256):
         bits = bits_per_dim(k, torch.tensor(mean), torch.tensor(std), levels)
         # all levels together have probability 1
         torch.testing.assert_close((2.0**-bits).sum(), torch.tensor(1.0))
-        inside = torch.linspace(2 * 5 / (levels - 1) - 1 - 1 / (levels - 1), 2 * 5 / (levels - 1) - 1 + 1 / (levels - 1), 2001)
+        inside = torch.linspace(
+            2 * 5 / (levels - 1) - 1 - 1 / (levels - 1),
+            2 * 5 / (levels - 1) - 1 + 1 / (levels - 1),
+            2001,
+        )
         # a level inside, against an integral of the density
-        torch.testing.assert_close(2.0 ** -bits[5], torch.trapezoid(normal(inside, mean, std**2), inside), rtol=1e-5, atol=1e-14)
+        torch.testing.assert_close(
+            2.0 ** -bits[5],
+            torch.trapezoid(normal(inside, mean, std**2), inside),
+            rtol=1e-5,
+            atol=1e-14,
+        )
 k = torch.tensor([[3, 8, 16], [0, 4, 9]])
 mean, std = torch.tensor([0.1, 0.0, 0.5]), torch.tensor([0.5, 0.4, 0.6])
 together = bits_per_dim(k, mean, std, 17)
@@ -1003,6 +1146,7 @@ torch.testing.assert_close(together, apart.mean(0))
 #
 # Follow $\dot x=F(x,t)$ through a list of times $t_0,t_1,\dots,t_N$, which may be unevenly spaced and may run
 # backwards. Return $x$ at $t_N$. Evaluate the velocity exactly twice per step.
+
 
 # %% nbgrader={"grade": false, "grade_id": "heun", "locked": false, "schema_version": 3, "solution": true, "task": false} tags=["hide-cell"]
 def heun(velocity, x, times):
@@ -1022,6 +1166,8 @@ def heun(velocity, x, times):
 # x = t^2: Heun is exact
 x = heun(lambda x, t: 2.0 * t + 0.0 * x, torch.zeros(3), [0.0, 0.5, 2.0])
 torch.testing.assert_close(x, torch.full((3,), 4.0))
+
+
 ### BEGIN HIDDEN TESTS
 def growing(x, t):
     calls.append(t)
@@ -1039,7 +1185,9 @@ for n in (100, 200):
 # two evaluations in each step
 assert len(calls) == 2 * (100 + 200)
 # both ends, not the middle
-torch.testing.assert_close(heun(lambda x, t: t**2 + 0.0 * x, torch.zeros(1), [0.0, 1.0]), torch.tensor([0.5]))
+torch.testing.assert_close(
+    heun(lambda x, t: t**2 + 0.0 * x, torch.zeros(1), [0.0, 1.0]), torch.tensor([0.5])
+)
 # order two
 assert 3.7 < errors[0] / errors[1] < 4.3
 ### END HIDDEN TESTS
@@ -1055,6 +1203,7 @@ assert 3.7 < errors[0] / errors[1] < 4.3
 # score? Which is best with many steps and the spoiled one? Explain both. (For the second: which density does the part
 # with $\lambda$ alone leave unchanged?)
 
+
 # %% nbgrader={"grade": true, "grade_id": "noise_on_the_way_back", "locked": false, "points": 3, "schema_version": 3, "solution": true, "task": false} tags=["hide-cell", "nbval-ignore-output"]
 ### BEGIN SOLUTION
 def way_back(lam, n, spoil):
@@ -1063,8 +1212,14 @@ def way_back(lam, n, spoil):
     times = -torch.log1p(-(torch.linspace(math.sqrt(1 - math.exp(-8)), 0, n + 1) ** 2))
     for t, t_next in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
         h = t - t_next
-        x = x + h * 0.5 * (x + (1 + lam**2) * spoil * score(x, t)) + lam * math.sqrt(h) * torch.randn(x.shape, generator=g)
-    return (cdf(x.sort().values, 0.0) - (torch.arange(len(x)) + 0.5) / len(x)).abs().max().item()
+        x = (
+            x
+            + h * 0.5 * (x + (1 + lam**2) * spoil * score(x, t))
+            + lam * math.sqrt(h) * torch.randn(x.shape, generator=g)
+        )
+    return (
+        (cdf(x.sort().values, 0.0) - (torch.arange(len(x)) + 0.5) / len(x)).abs().max().item()
+    )
 
 
 result = {}
@@ -1072,8 +1227,14 @@ for spoil in (1.0, 0.9):
     for n in (10, 40, 160):
         for lam in (0, 1, 2):
             result[spoil, n, lam] = way_back(lam, n, spoil)
-        print(f"score x {spoil}, {n:3d} steps:  " + "   ".join(f"lambda {lam}: {result[spoil, n, lam]:.3f}" for lam in (0, 1, 2)))
-assert result[1.0, 10, 0] < 0.75 * result[1.0, 10, 1] and result[1.0, 10, 0] < 0.75 * result[1.0, 10, 2]
+        print(
+            f"score x {spoil}, {n:3d} steps:  "
+            + "   ".join(f"lambda {lam}: {result[spoil, n, lam]:.3f}" for lam in (0, 1, 2))
+        )
+assert (
+    result[1.0, 10, 0] < 0.75 * result[1.0, 10, 1]
+    and result[1.0, 10, 0] < 0.75 * result[1.0, 10, 2]
+)
 assert max(result[1.0, 160, lam] for lam in (0, 1, 2)) < 0.02
 assert result[0.9, 160, 2] < 0.75 * result[0.9, 160, 1] < 0.75**2 * result[0.9, 160, 0]
 ### END SOLUTION

@@ -18,7 +18,7 @@
 #
 # By the spring of 2022 there were many ways to build a diffusion model, and each came as a package. One paper's
 # network predicts noise in a thousand numbered steps, another's a slope in continuous time; one shrinks the data
-# while the noise comes in, another lets them grow without bound; each has its list of times, its loss and its
+# while the noise comes in, another lets the noise grow without bound; each has its list of times, its loss and its
 # sampler, and a proof that fits this sampler. Take one part out, and it is not clear whether the rest still stands.
 # **Which of all these choices are really one choice, and which are free?**
 #
@@ -27,13 +27,14 @@
 # the rows of the table can be exchanged. Then they choose each row anew: some by a calculation that fits on a page,
 # some by what a solver likes, and the rest by trying.
 #
-# At the end of this chapter you will be able to read any diffusion model as a handful of functions of one number
+# At the end of this chapter you will be able to read any Gaussian diffusion as a handful of functions of one number
 # $\sigma$, to run a network of one paper under the sampler of another, to say what its training teaches in the limit
 # (and why that limit is not what anyone wants), to compute how the inputs, outputs and weights of a network should be
 # scaled before it has learned anything, and to spend thirty-five network calls where chapter 02 spent a thousand.
 #
-# You need chapter 03 from section 3.13 on, and of chapter 02 the model of digits. The cells run in under three
-# minutes on one processor core; reading takes a day. The letters, most of which chapter 03 has already used:
+# You need chapter 03, section 3.2 and from 3.13 on, and of chapter 02 section 2.9 and the model of digits. The cells
+# run in under three minutes on one processor core; reading takes a day. The letters, most of which chapter 03 has
+# already used:
 #
 # | paper | meaning | here, in code |
 # |---|---|---|
@@ -51,8 +52,9 @@
 # | $d$; $Y$ | dimensions of $y$; how many training examples there are | `y[0].numel()`; `len(y)` |
 #
 # Vectors are in plain type, as in chapter 04. Time runs as in chapter 03: noise grows with $t$, and a sampler goes
-# from large $t$ to $0$. In this paper $x_0$ is where the *sampler* begins, $t_0>t_1>\dots>t_N=0$. The appendix of the
-# paper numbers every row of its displays; we tag a chain of rows as a range, at whose end stands what it proves.
+# from large $t$ to $0$. In the paper's algorithms $x_0$ is where the *sampler* begins, $t_0>t_1>\dots>t_N=0$; under
+# its integrals $x_0$ is a point of the data, as everywhere else. The appendix of the paper numbers every row of its
+# displays; we tag a chain of rows as a range, at whose end stands what it proves.
 
 # %% tags=["setup"]
 import itertools
@@ -134,9 +136,9 @@ assert rms(ddim - song) < 0.1 * rms(ddim - ddpm)
 # The last two rows are nearly the same pictures, and chapter 03 knows why: both solve one ODE. Yet they differ in the
 # scale at which they hold the picture, in the variable in which they step, and in the number of calls. Which
 # difference matters? To say that, one has to exchange the parts one at a time. Here we do it: the scale, the list of
-# noise levels and the method of the solver are varied separately, with 36 calls of the network for each combination
-# (Heun's method needs two for a step, so it gets 18 steps), and we measure how far the pictures are from where the
-# flow itself goes.
+# noise levels and the method of the solver are varied separately, for nearly the same price: Euler's method takes 36
+# steps, one call of the network each, and Heun's 18, with two calls in all but the last. We measure how far the
+# pictures are from where the flow itself goes.
 
 # %% tags=["nbval-ignore-output"]
 flat = md.EDMPath(low, high)
@@ -152,7 +154,7 @@ def levels(even_in, n):
 
 
 def off(scale, even_in, solver, calls=36):
-    """Median over pictures of the distance from the flow's end, at this number of network calls."""
+    """Median over pictures of the distance from the flow's end; Heun's method makes one call less."""
     path = vp if scale == "s of VP" else flat
     t = path.t_of_sigma(levels(even_in, calls // (2 if solver == "heun" else 1)))
     drawn = md.ode(digits_denoiser, path.std(t[0]) * begin, path, t, solver)
@@ -268,7 +270,8 @@ assert gaps[0] < 0.02 and abs(gaps[0] / gaps[1] - 2) < 0.1
 # Two functions $f$ and $g$ have become two other functions, $s$ and $\sigma$. The second pair is the one to think in,
 # because it says where the data *are* and not how they change. Take the scale out of $\eqref{eq:edm-13}$, **by the
 # rule of substitution for densities** ($\mathcal N(x;s x_0,s^2\sigma^2I)=s^{-d}\,\mathcal N(x/s;x_0,\sigma^2I)$,
-# chapter 00), and what remains is a **convolution** of the data with a Gaussian:
+# chapter 00), and what remains is a **convolution** of the data with a Gaussian, the density of the sum of two
+# independent variables:
 #
 # $$ \begin{aligned} p_t(x)&=\int p_{\mathrm{data}}(x_0)\,\mathcal N\big(x;\,s(t)x_0,\,s(t)^2\sigma(t)^2I\big)\,dx_0\\
 #    &=s(t)^{-d}\int p_{\mathrm{data}}(x_0)\,\mathcal N\big(x/s(t);\,x_0,\,\sigma(t)^2I\big)\,dx_0\\
@@ -324,8 +327,8 @@ for s, sigma in ((1.0, 0.5), (0.3, 0.5), (2.5, 1.2)):
 #
 # $$ g(t)=s(t)\sqrt{2\,\dot\sigma(t)\,\sigma(t)} \tag{EDM 34}\label{eq:edm-34} $$
 #
-# In the library a path *is* $\sigma$, $s$ and their derivatives, and this one is nobody's. From its $f$ and $g$ the
-# integrals of $\eqref{eq:edm-12}$ must return what we put in.
+# In the library a path *is* $\sigma$, $s$ and their derivatives. The one in the check is nobody's; from its $f$ and
+# $g$ the integrals of $\eqref{eq:edm-12}$ must return what we put in.
 
 # %%
 # check: EDM 25–28, EDM 29–34
@@ -402,7 +405,8 @@ for t in (0.2, 0.7, 1.4):
 #
 # solves $\eqref{eq:edm-4}$, since $\dot x=\dot s z+s\dot\sigma\,dz/d\sigma$, and
 # $s\,\nabla_z\log p(z;\sigma)=s^2\,\nabla_x\log p(x/s;\sigma)$. So **all paths carry the same start to the same
-# end**. With a perfect denoiser and infinitely many steps $\sigma(t)$ and $s(t)$ are no choice at all. They matter
+# end**, as long as both are read without their scale, as $x/s$. With infinitely many steps $\sigma(t)$ and $s(t)$ are
+# no choice at all, and the chain rule did not even ask whether the slope is the true one or a network's. They matter
 # because a solver takes finitely many steps, and straight lines are easier for it than bends. That makes them a
 # question of numerical analysis, and it can be settled without training anything.
 #
@@ -587,8 +591,9 @@ print(f"(2) {eq_2:.8f} = (50) {eq_50:.8f}")
 torch.testing.assert_close(eq_2, eq_50, rtol=1e-9, atol=0)
 
 # %% [markdown]
-# Now $D$ may be chosen freely at every $x$, so **the integral is smallest if the integrand is, at each** $x$. There
-# it is a parabola in the vector $D(x;\sigma)$, convex, with its minimum where **the derivative vanishes**:
+# Now let $D$ be any function at all, so that its value may be chosen freely at every $x$. Then **the integral is
+# smallest if the integrand is, at each** $x$. There it is a convex parabola in every coordinate of the vector
+# $D(x;\sigma)$, with its minimum where **the derivative vanishes**:
 #
 # $$ \begin{aligned} D(x;\sigma)&=\operatorname*{arg\,min}_{D(x;\sigma)}\mathcal L(D;x,\sigma)\\
 #    0&=\nabla_{D(x;\sigma)}\,\mathcal L(D;x,\sigma)\\
@@ -654,6 +659,7 @@ torch.testing.assert_close(L_star + excess, eq_50, rtol=1e-10, atol=0)
 # check: EDM 3, EDM 58–69
 train, test = md.digits("train"), md.digits("test")
 y = train.x.double()
+assert y.shape == (1438, 1, 8, 8)
 
 
 def log_p_digits(x, sigma):
@@ -680,6 +686,7 @@ for sigma in (0.1, 0.5, 2.0, 20.0):
     print(
         f"σ = {sigma:<5} mean length of the slope {length:7.2f}, times σ/√64: {length * sigma / 8:.2f}"
     )
+    assert abs(length * sigma / 8 - 1) < 0.1
 
 # (65), and (60) from it, at one point in 1-D, by differences
 at, h, width_of = 0.55, 1e-4, 0.3
@@ -722,7 +729,9 @@ for sigma in (1.0, 0.1, 0.05, 0.02, 0.002):
     print(
         f"σ = {sigma:<6}   as printed {good[0]:4.0%}   the largest taken out {good[1]:4.0%}"
     )
-    assert good[1] == 1 and (good[0] == 1 or sigma < 1)
+    assert good[1] == 1 and (good[0] == 1 or sigma < 0.1)
+    if good[0] == 1:
+        torch.testing.assert_close(printed, stable)
     torch.testing.assert_close(stable, ideal_denoiser(noisy, sigma), rtol=1e-8, atol=1e-8)
 assert good[0] == 0
 
@@ -733,18 +742,20 @@ assert good[0] == 0
 #
 # $$ \big\|D(x;\sigma)-y_{(1)}\big\|\ \le\ (Y-1)\,e^{-\Delta/(2\sigma^2)}\,\max_i\big\|y_i-y_{(1)}\big\| \tag{6.3}\label{eq:6-3} $$
 #
-# For $\sigma\to0$ it answers *the nearest training example*, and faster than any power of $\sigma$. At the other end,
-# let $x=\bar y+\sigma\nu$ with $\bar y$ the mean of the data, and **expand the exponential**: up to a common factor
-# the weight is $e^{\nu\cdot(y_i-\bar y)/\sigma-\|y_i-\bar y\|^2/(2\sigma^2)}\approx1+\nu\cdot(y_i-\bar y)/\sigma$,
-# and the weighted mean is, with the covariance $C$ of the data,
+# For $\sigma\to0$ it answers *the nearest training example*, and comes to it faster than any power of $\sigma$, at
+# every $x$ that has one nearest ($\Delta>0$). At the other end, hold $\nu$ fixed in $x=\bar y+\sigma\nu$, with
+# $\bar y$ the mean of the data, and **expand the exponential**: up to a common factor the weight is
+# $e^{\nu\cdot(y_i-\bar y)/\sigma-\|y_i-\bar y\|^2/(2\sigma^2)}\approx1+\nu\cdot(y_i-\bar y)/\sigma$, and the weighted
+# mean is, with the covariance $C$ of the data,
 #
 # $$ D(x;\sigma)=\bar y+\frac1{\sigma^2}\,C\,(x-\bar y)+O(\sigma^{-2}) \tag{6.4}\label{eq:6-4} $$
 #
 # For $\sigma\to\infty$ it answers the mean, and the first thing that it knows beyond the mean is the covariance. To
 # this order it is the linear denoiser of a Gaussian. So at both ends of the noise there is little to learn, and for
 # different reasons: at one end nothing can be known but averages, at the other $x$ itself is nearly the answer. The
-# error of the best linear denoiser (an affine one, to be exact) will be a yardstick in what follows. Along each axis
-# of $C$, with eigenvalue $v_k$, it is **a precision-weighted mean** (section 0.2), and that is off by
+# error of the best linear denoiser $D_{\mathrm{lin}}$ (an affine one, to be exact) will be a yardstick in what
+# follows. Along each axis of $C$, with eigenvalue $v_k$, it is **a precision-weighted mean** of $\bar y$ and $x$
+# (section 0.2), and its mean square error is one over the sum of the two precisions, $1/v_k$ and $1/\sigma^2$:
 #
 # $$ \frac1d\,\mathbb E\big\|D_{\mathrm{lin}}(y+n;\sigma)-y\big\|^2=\frac1d\sum_{k=1}^d\frac{v_k\,\sigma^2}{v_k+\sigma^2} \tag{6.5}\label{eq:6-5} $$
 
@@ -880,11 +891,18 @@ assert extends_over(few_test[:100] + sigma_fine * n_100, sigma_fine) < 1.1
 # the network: nearly the same on both, and better than any linear denoiser in between
 for k in range(len(sigmas)):
     assert mse["network", "held-out"][k] < 1.4 * mse["network", "training"][k]
-assert (mse["network", "held-out"][:5] < 0.8 * linear[:5]).all()
+# but not quite: at moderate noise there is a gap
+for k in (2, 3):
+    assert mse["network", "held-out"][k] > 1.1 * mse["network", "training"][k]
+to_linear = mse["network", "held-out"] / linear
+assert (to_linear[:5] < 0.8).all()
+# farthest below it where the noise is moderate
+assert to_linear[2:4].max() < 0.95 * min(to_linear[0], to_linear[4])
 # at large σ, where a linear denoiser is nearly all there is, the network loses against the ideal
 for where in ("training", "held-out"):
     assert mse["network", where][-1] > 1.03 * mse["ideal", where][-1]
-assert many[fine] < 1.01 and many[-1] > 0.9 * len(y)
+assert many[fine] < 1.01 and many[3] < 1.1 and many[-1] > 0.9 * len(y)
+assert mse["ideal", "training"][3] < 0.01 and digits_denoiser.clip
 
 # %% tags=["nbval-ignore-output"]
 at = slice(0, 10)
@@ -930,7 +948,7 @@ assert (network_from_truth < 0.9 * from_truth).all()
 #
 # Look at the last column of the table too. There the mean is over nearly all examples, the ideal denoiser is nearly
 # linear, and nothing is easier. Yet here the network falls behind the ideal one, on training and held-out digits
-# alike. Memory cannot be the reason, at this noise there is none. Section 6.8 looks at the question that the network
+# alike. Memory cannot be the reason: at this noise there is none. Section 6.8 looks at the question that the network
 # was asked.
 #
 # ## 6.6 From the denoiser to the direction of a step
@@ -1064,8 +1082,9 @@ assert (spread - blurred).abs().max() < 1e-8
 # Here $g$ is *free*: any amount of noise will do, if the drift pays for it. The paper writes it as
 # $\sqrt{2\beta}\,\sigma$, so that $\beta(t)$ is a rate, the share of the noise that is exchanged in a unit of time.
 # (The drift is not the only one. One may add any flow that carries no density away, such as a rotation of a round
-# Gaussian; this is the choice along the gradient.) **Turning time round** changes the sign of what the noise has to
-# pay for, and of nothing else, because the first term is the flow, which works in both directions:
+# Gaussian; this is the choice along the gradient.) **Turn time round** by (SDE 6): the drift loses
+# $g^2\,\nabla\log p=2\beta\sigma^2\,\nabla\log p$, and with it $+\beta\sigma^2$ becomes $-\beta\sigma^2$. The first
+# term stays, for it is the flow, which works in both directions:
 #
 # $$ \begin{aligned} dx_\pm&=\underbrace{-\dot\sigma\,\sigma\,\nabla_x\log p(x;\sigma)\,dt}_{\text{the flow (1)}}\\
 #    &\quad\underbrace{\pm\,\beta(t)\,\sigma^2\,\nabla_x\log p(x;\sigma)\,dt}_{\text{noise decay}}
@@ -1134,11 +1153,14 @@ torch.testing.assert_close(minus, ve.f(t) * x - ve.g(t) ** 2 * s_1)
 # If the densities are the same with any $\beta$, what is noise good for? It repairs. Suppose that the points are not
 # distributed as they should be, but by some other density $r$ (a wrong start, or errors made on the way), and watch
 # $\mathrm{KL}(r\,\|\,p)$ on the way back, with $p=p(x;\sigma(t))$. Let $\tau$ be time that runs back, and $u$ the
-# velocity of the flow in it. Then $\partial_\tau p=-\nabla\!\cdot(u\,p)$, and with $r\,\nabla\log p$ joined to
-# $\nabla r=r\,\nabla\log r$ the equation of $r$ is
+# velocity of the flow in it. Then $\partial_\tau p=-\nabla\!\cdot(u\,p)$. The density $r$ is moved by the flow and by
+# Langevin's drift and noise, $-\beta\sigma^2\,\nabla\!\cdot(r\,\nabla\log p)+\beta\sigma^2\,\Delta r$. These two
+# join, because $\nabla r=r\,\nabla\log r$:
 # $\partial_\tau r=-\nabla\!\cdot(u\,r)+\nabla\!\cdot\big(\beta\sigma^2\,r\,\nabla\log\frac rp\big)$.
-# **Differentiate** $\int r\log\frac rp$ and **integrate by parts**. The flow contributes
-# $\int u\cdot\big(r\,\nabla\log\frac rp-p\,\nabla\frac rp\big)=0$, and what remains is
+# **Differentiate** $\int r\log\frac rp$, which gives
+# $\int\big(\log\frac rp\,\partial_\tau r-\frac rp\,\partial_\tau p\big)$ since $\int\partial_\tau r=0$, and
+# **integrate by parts**. The flow contributes $\int u\cdot\big(r\,\nabla\log\frac rp-p\,\nabla\frac rp\big)=0$, and
+# what remains is
 #
 # $$ \frac{d}{d\tau}\,\mathrm{KL}(r\,\|\,p)=-\beta(t)\,\sigma(t)^2\int r\,\Big\|\nabla\log\frac rp\Big\|^2dx\ \le\ 0 \tag{6.7}\label{eq:6-7} $$
 #
@@ -1146,7 +1168,8 @@ torch.testing.assert_close(minus, ve.f(t) * x - ve.g(t) ** 2 * s_1)
 # For Gaussian data all of it has a closed form. Let $r$ have mean $m$ and variance $wv$ where $p$ has mean $0$ and
 # variance $v=\sigma_d^2+\sigma^2$, and let $\beta=c\,\dot\sigma/\sigma$, so that $c=0$ is the flow and $c=1$ is SDE.
 # The moment equations (3.7) give $d\log(m/\sqrt v)/d\log v=c/2$ and $d\log(w-1)/d\log v=c$: on the way back both
-# errors shrink as powers of $v$, the mean's with $c/2$ and the variance's with $c$.
+# errors shrink as powers of $v$, the mean's with $c/2$ and the variance's with $c$. Check and figure begin at
+# $\sigma=10$, with a mean that is off by 0.6 deviations and 1.8 times the variance.
 
 # %%
 # check: 6.7
@@ -1175,6 +1198,29 @@ for c in (0.0, 0.5, 1.0, 4.0):
         # τ runs against t
         rate = -(ahead - behind) / (2 * dt)
         assert abs(rate + (c / sigma) * sigma**2 * fisher) < 1e-7
+
+# (6.7) with densities that are no Gaussians: r of two lumps where p has three, on a grid in the plane
+strange = md.Mixture(
+    torch.tensor([0.6, 0.4]), torch.tensor([[-0.4, 0.5], [0.6, -0.3]]), std=0.5
+)
+ticks = torch.linspace(-4, 4, 81, dtype=double)
+place, area = torch.cartesian_prod(ticks, ticks), (ticks[1] - ticks[0]) ** 2
+sigma, sigma_dot, beta = odd.sigma(0.5), odd.sigma_dot(0.5), 0.7
+
+
+def back(x):
+    """The drift of (6) in time that runs back."""
+    return (sigma_dot * sigma + beta * sigma**2) * slope(x, sigma)
+
+
+r_moves = fokker_planck(back, math.sqrt(2 * beta) * sigma, strange.log_prob, place)
+# (90), backwards
+p_moves = -sigma_dot * sigma * laplacian(lambda x: log_p(x, sigma), place)
+log_ratio = strange.log_prob(place) - log_p(place, sigma)
+rate = (r_moves * log_ratio - p_moves * log_ratio.exp()).sum() * area
+slopes_apart = (strange.score(place) - slope(place, sigma)).square().sum(1)
+eq_6_7 = -beta * sigma**2 * (strange.log_prob(place).exp() * slopes_apart).sum() * area
+torch.testing.assert_close(rate, eq_6_7, rtol=1e-8, atol=0)
 
 # the closed form against (6) itself, run with 20,000 points in 400 steps
 times = torch.linspace(10**0.5, 0.2**0.5, 401, dtype=double) ** 2
@@ -1208,7 +1254,7 @@ for c, colour, look, name in (
 ax.invert_xaxis()
 ax.set(
     xlabel=r"noise level $\sigma$ on the way back",
-    ylabel="bits from the true density",
+    ylabel=r"$\mathrm{KL}(r\,\|\,p)$ in bits",
     ylim=(1e-6, 1),
     title="Noise forgets a wrong beginning; the flow never does",
 )
@@ -1232,8 +1278,8 @@ for c, kept in ((0.5, 0.05), (1.0, 5e-3), (4.0, 1e-6)):
 # and the guess of the clean digit, $x-\sigma\epsilon_\theta$, is off by $0.2$, about a quarter of the size of a
 # digit. The last column of the table in section 6.5 looks like it. One could ask for the clean digit instead;
 # then at $\sigma=0.01$ the network would have to reproduce its input to a per cent before it removes any noise at
-# all. No fixed question is good at all noise levels. So let the question depend on $\sigma$, in the most general
-# linear way:
+# all. No fixed question is good at all noise levels. So let the question depend on $\sigma$, by one factor on what
+# goes into the network, one on what comes out, and one on what is led past it:
 #
 # $$ D_\theta(x;\sigma)=c_{\mathrm{skip}}(\sigma)\,x+c_{\mathrm{out}}(\sigma)\,F_\theta\big(c_{\mathrm{in}}(\sigma)\,x;\ c_{\mathrm{noise}}(\sigma)\big) \tag{EDM 7}\label{eq:edm-7} $$
 #
@@ -1331,8 +1377,8 @@ for name, make in md.COLUMNS.items():
 # (The paper prints a plus before $c_{\mathrm{skip}}\,n$. A variance does not mind; the target itself would.)
 #
 # **The one freedom.** Whatever error the network makes is multiplied by $c_{\mathrm{out}}$ on its way into $D$. So
-# choose $c_{\mathrm{skip}}$ such that $c_{\mathrm{out}}$ is **as small as possible**. It is a parabola in
-# $c_{\mathrm{skip}}$; **set its derivative to zero**:
+# choose $c_{\mathrm{skip}}$ such that $c_{\mathrm{out}}$ is **as small as possible**. Its square is a convex parabola
+# in $c_{\mathrm{skip}}$; **set the derivative to zero**:
 #
 # $$ \begin{aligned} c_{\mathrm{skip}}(\sigma)&=\operatorname*{arg\,min}_{c_{\mathrm{skip}}}\,c_{\mathrm{out}}(\sigma)^2\\
 #    0&=-2\,(1-c_{\mathrm{skip}})\,\sigma_d^2+2\,c_{\mathrm{skip}}\,\sigma^2\\
@@ -1348,20 +1394,20 @@ for name, make in md.COLUMNS.items():
 #    \Longrightarrow\quad c_{\mathrm{out}}(\sigma)&=\frac{\sigma\,\sigma_d}{\sqrt{\sigma^2+\sigma_d^2}}
 #    \end{aligned} \tag{EDM 132–138}\label{eq:edm-138} $$
 #
-# **The weight.** The target has size one at every $\sigma$, so at the start the error of $F$ has too. **Let each
-# noise level weigh the same**:
+# **The weight.** The target has size one at every $\sigma$, and so has the error of an $F$ that does not answer
+# anything yet. **Let each noise level weigh the same**:
 #
 # $$ 1=w(\sigma)=\lambda(\sigma)\,c_{\mathrm{out}}(\sigma)^2\ \ \Longrightarrow\ \ \lambda(\sigma)=\frac{\sigma^2+\sigma_d^2}{(\sigma\,\sigma_d)^2} \tag{EDM 139–144}\label{eq:edm-144} $$
 #
 # The paper writes $\operatorname{Var}$ and lets $\sigma_d$ be the deviation of the data. What the calculation needs
-# is the mean *square*, and for data with a mean the two differ. For our digits, which are mostly black, they differ
-# very much, and the paper's constant for its photographs, 0.5, is neither. **Compute it.**
+# is the mean *square*, and for data with a mean the two differ. For our digits, which are mostly black, its root is
+# an eighth above the deviation, and the paper's constant for its photographs, 0.5, is neither. **Compute it.**
 
 # %%
 # check: EDM 114–117, EDM 118–131, EDM 132–144
 sigma_d = y.square().mean().sqrt().item()
 print(f"digits: mean {y.mean():.3f}, deviation {y.std():.3f}, root mean square {sigma_d:.3f}")
-assert abs(sigma_d - 0.847) < 5e-4
+assert abs(sigma_d - 0.847) < 5e-4 and abs(sigma_d / y.std() - 1.125) < 0.005
 
 column = md.edm_column(sigma_data=sigma_d)
 tries = torch.linspace(-0.5, 1.5, 200_001, dtype=double)
@@ -1401,8 +1447,8 @@ for sigma in (0.05, 0.5, 5.0, 50.0):
 # that a single factor could get at: their mean product is zero at every $\sigma$, and among all constants times the
 # input the best guess of the target is 0. At small $\sigma$ the question is "what noise?", at large $\sigma$ "what
 # data?", and in between it turns from one to the other. With $\sigma_d=1$ the target is $-v$ of the "$v$-prediction"
-# of Salimans and Ho (2022), which section 2.9 lists among the names of one quantity; the paper names it among
-# its models. Here it is not one idea among many but the answer to a minimisation.
+# of Salimans and Ho (2022), which section 2.9 lists among the names of one quantity. Here it is not one idea among
+# many but the answer to a minimisation.
 
 # %%
 # check: 6.8
@@ -1532,12 +1578,13 @@ plt.show()
 # even where almost nothing is unknown. EDM's curve lies under both everywhere and never exceeds $\sigma_d$.
 #
 # On the left, the wrong $\sigma_d$ gives large noise levels nearly three times the loss of small ones before the
-# network has learned a thing, and with it most of the gradient. With the mean square of the data, computed in one
-# line, all levels start at 1. How often each is then to be *visited* is a different choice, the law of $\sigma$ in
-# training, and this calculation does not make it. But the orange curve says where there is work. At large noise the
-# mean and the covariance are nearly all that can be known (section 6.5), and they are learned soon; at small noise
-# not even the best linear denoiser gets far below 1. What takes a network is in between. The paper sees the same in
-# the losses of trained networks (its Figure 5a), and there it places its log-normal law.
+# network has learned a thing, and a louder gradient, which nobody asked for. With the mean square of the data,
+# computed in one line, all levels start at 1. How often each is then to be *visited* is a different choice, the law
+# of $\sigma$ in training, and this calculation does not make it. But the orange curve hints at where there is work.
+# At large noise the mean and the covariance are nearly all that can be known (section 6.5), and a linear map is
+# enough for that; towards small noise the curve climbs back to 1, because little noise is hard to see. What takes a
+# network is in between: there, in section 6.5, its curve lies farthest below the linear one. The paper sees the same
+# in the losses of trained networks (its Figure 5a), and there it places its log-normal law.
 #
 # All pieces are now on the table: $\sigma(t)$ and $s(t)$ say where the data are, $t_i$ where a solver stops on the
 # way, $c_{\mathrm{skip}}$, $c_{\mathrm{out}}$, $c_{\mathrm{in}}$ and $c_{\mathrm{noise}}$ what the network is asked,
@@ -1595,8 +1642,10 @@ plt.show()
 # \end{array}\tag{EDM Table 1}\label{eq:edm-table-1}$$
 #
 # ($t_N=0$ always. $M$ counts the steps of a chain, $\epsilon_s$ and $\epsilon_t$ are the smallest times of sampler
-# and training. The levels $u_j$ of the third column are those of a cosine schedule; they and the rest are derived in
-# the next section. The bound $L_{\mathrm{vlb}}$ is that of chapter 04.)
+# and training. The levels $u_j$ of the third column are those of a cosine schedule, from $u_M=0$ by
+# $u_{j-1}^2+1=(u_j^2+1)/\max(\bar\alpha_{j-1}/\bar\alpha_j,\,C_1)$ with
+# $\bar\alpha_j=\sin^2\!\big(\frac\pi2\,\frac j{M(C_2+1)}\big)$; they and the rest are derived in the next section.
+# The bound $L_{\mathrm{vlb}}$ is that of chapter 04.)
 #
 # The upper rows belong to the sampler, and the network never sees them. The middle rows belong to the network, the
 # lower ones to its training, and the sampler never sees those. Before a network is trained each row may be exchanged
@@ -1642,7 +1691,7 @@ def standard_normal(p):
     return torch.distributions.Normal(0.0, 1.0).icdf(p)
 
 
-one, d = torch.ones_like, 0.5
+one, sigma_data = torch.ones_like, 0.5
 cells = {
     "vp": dict(
         t_i=lambda i, N: 1 + i / (N - 1) * (eps_s - 1),
@@ -1681,12 +1730,12 @@ cells = {
         t_i=even,
         sigma=lambda t: t,
         s=one,
-        c_skip=lambda sigma: d**2 / (sigma**2 + d**2),
-        c_out=lambda sigma: sigma * d / (d**2 + sigma**2).sqrt(),
-        c_in=lambda sigma: 1 / (sigma**2 + d**2).sqrt(),
+        c_skip=lambda sigma: sigma_data**2 / (sigma**2 + sigma_data**2),
+        c_out=lambda sigma: sigma * sigma_data / (sigma_data**2 + sigma**2).sqrt(),
+        c_in=lambda sigma: 1 / (sigma**2 + sigma_data**2).sqrt(),
         c_noise=lambda sigma: ln(sigma) / 4,
         trained=lambda p: torch.exp(-1.2 + 1.2 * standard_normal(p)),
-        weight=lambda sigma: (sigma**2 + d**2) / (sigma * d) ** 2,
+        weight=lambda sigma: (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2,
     ),
 }
 
@@ -1708,8 +1757,8 @@ for name, cell in cells.items():
     for row in ("sigma", "s"):
         torch.testing.assert_close(cell[row](t), getattr(own.path, row)(t), rtol=1e-9, atol=0)
     torch.testing.assert_close(own.path.t_of_sigma(own.path.sigma(t)), t, rtol=1e-9, atol=0)
-    print(f"{name:<6} 9 rows agree; 18 levels σ:", end="")
-    print("".join(f"{v:>9.4g}" for v in own.path.sigma(own.path.grid(18))[::4].tolist()), "…")
+    print(f"{name:<6} 9 rows agree; every fourth of 18 levels σ:", end="")
+    print("".join(f"{v:>9.4g}" for v in own.path.sigma(own.path.grid(18))[::4].tolist()))
 
 # numbers that anyone can recompute
 assert abs(u[0] - 20291.170) < 1e-3 and abs(u[999] - 0.00642541) < 1e-8
@@ -1749,18 +1798,24 @@ each = process.loss(
 )["loss"]
 print(f"loss before training {each.mean():.3f} ± {md.standard_error(each):.3f}")
 assert abs(each.mean() - 1) < 4 * md.standard_error(each)
-at = md.heun(process, lambda x, c: 0 * x, torch.full((1, 1, 8, 8), 30.0, dtype=double))
 # the zero network is the ideal denoiser of N(0, σ_d²), whose flow is known in closed form
+start = torch.full((1, 1, 8, 8), 30.0, dtype=double)
+in_18, in_36 = (
+    md.heun(process, lambda x, c: 0 * x, start, steps=n).mean().item() for n in (18, 36)
+)
 wanted = 30 * sigma_d / math.hypot(30, sigma_d)
-print(f"18 steps bring 30 to {at.mean():.4f}; the flow brings it to {wanted:.4f}")
-assert abs(at.mean() - wanted) < 0.03
+print(
+    f"30 comes to {in_18:.4f} in 18 steps, to {in_36:.4f} in 36; by the flow to {wanted:.4f}"
+)
+# second order: twice the steps, about a quarter of the error
+assert abs(in_18 / wanted - 1) < 0.03 and 3.5 < (in_18 - wanted) / (in_36 - wanted) < 5.5
 
 # %% [markdown]
 # ## 6.10 Where the columns come from
 #
-# Each column claims to be another paper's method. Since $\eqref{eq:edm-12}$ turns any linear SDE into $\sigma$ and
-# $s$, this is arithmetic; but it has to be done, because the papers' own conventions hide in it, and at one place the
-# paper slips.
+# Each column but the last claims to be another paper's method. Since $\eqref{eq:edm-12}$ turns any linear SDE into
+# $\sigma$ and $s$, this is arithmetic; but it has to be done, because the papers' own conventions hide in it, and at
+# one place the paper slips.
 #
 # **VP.** The SDE of (SDE 11), with the $\beta$ that rises linearly (this $\beta$ is the schedule of chapter 03, not
 # the rate of section 6.7):
@@ -1811,13 +1866,13 @@ torch.testing.assert_close(
 )
 
 # %% [markdown]
-# SDE's network does not give a denoiser but a slope: with $F_\theta$ for the network, fed $(M-1)\,t$ as its time and
-# the *scaled* data, the slope is $-F_\theta$ over the deviation of the noise, $s\sigma$. **Insert** it into
-# $\eqref{eq:edm-68}$, with the chain rule's $\nabla_{\hat x}=s\nabla_x$ for $x=s\hat x$. (The solver's times, which
-# the paper numbers before it, are evenly spaced from 1 to $\epsilon_s$.)
+# SDE's solver takes its times evenly from 1 to $\epsilon_s$:
 #
 # $$ t_{i<N}=1+\frac i{N-1}(\epsilon_s-1) \tag{EDM 171}\label{eq:edm-171} $$
 #
+# Its network does not give a denoiser but a slope: with $F_\theta$ for the network, fed $(M-1)\,t$ as its time and
+# the *scaled* data, the slope is $-F_\theta$ over the deviation of the noise, $s\sigma$. **Insert** it into
+# $\eqref{eq:edm-68}$, with the chain rule's $\nabla_{\hat x}=s\nabla_x$ for $x=s\hat x$:
 #
 # $$ \begin{aligned} \nabla_x\log p_t(x)&\approx-\frac{F_\theta\big(x;(M-1)t\big)}{s(t)\,\sigma(t)}\\
 #    D(\hat x;\sigma)&=\hat x+\sigma^2\,s\,\nabla_x\log p_t(x)\\
@@ -1832,8 +1887,8 @@ torch.testing.assert_close(
 # $\frac12\beta_dt^2+\beta_{\min}t=\ln(1+\sigma^2)$, so
 # $\sigma^{-1}(\sigma)=\big(\sqrt{\beta_{\min}^2+2\beta_d\ln(1+\sigma^2)}-\beta_{\min}\big)/\beta_d$. SDE's loss
 # weighs the squared error of the slope with the variance $s^2\sigma^2$ of the noise (section 3.18). It becomes a loss
-# of $D$ when $F_\theta$ **is replaced** by $(\hat x-D)/\sigma$, with $\hat x=y+n$ (here and in
-# $\eqref{eq:edm-221}$ the slope is the one that the network gives):
+# of $D$ when $F_\theta$ **is replaced** by $(\hat x-D)/\sigma$, with $\hat x=y+n$ (here and in $\eqref{eq:edm-221}$
+# the slope is the one that the network gives, and the means over $y$ and $n$ go without saying):
 #
 # $$ \begin{aligned} &\mathbb E_{t\sim\mathcal U(\epsilon_t,1)}\Big\|s\sigma\,\nabla_x\log p_t+\tfrac n\sigma\Big\|^2\\
 #    &\quad=\mathbb E_t\Big\|\tfrac n\sigma-F_\theta\Big\|^2
@@ -1879,7 +1934,8 @@ print("SDE's slope and SDE's loss are the first column")
 # *SDE's* VP, that is. Our network of chapter 02 was trained on DDPM's chain, and the chain is not the SDE. Its
 # product $\prod(1-\beta_i)$ is not the exponential of a sum, its first step is already a whole step, and its network
 # has seen the integers $0\dots999$, while $(M-1)\,t$ is in between. How much does that matter? We ask this network at
-# the chain's own levels in both ways, and compare with the guess that the chain itself computes.
+# the chain's own levels, once with the chain's integer and once as the column says, and compare with the guess that
+# the chain itself computes.
 
 # %% tags=["nbval-ignore-output"]
 discrete = md.GaussianDiffusion(md.linear_betas(1000), clip=False)
@@ -1909,12 +1965,14 @@ for t in (0, 10, 100, 400, 800):
 # %%
 assert abs(discrete.sigma[0] - 0.0100) < 5e-5 and abs(song_vp.sigma(1e-3) - 0.0105) < 5e-5
 assert abs(discrete.sigma[-1] - 157.4) < 0.05 and abs(song_vp.sigma(1.0) - 152.2) < 0.05
+assert 0.5 < offset.min() and 3 < offset.max() < 3.5
 assert 0 < min(share_of_error) and max(share_of_error) < 0.1
 
 # %% [markdown]
 # With $\sigma_j=\sqrt{1/\bar\alpha_j-1}$ and the integer $j$ the chain's own guess comes out, to rounding. The column
-# gives nearly that guess; what it changes is less than a tenth of the network's own error. Still, a test that asks
-# for equality must use the chain's levels and integers.
+# feeds the network a time that is late by half a step at least and by more than three at worst, and gives nearly that
+# guess all the same: what it changes is less than a tenth of the network's own error. Still, a test that asks for
+# equality must use the chain's levels and integers.
 #
 # **VE.** In SDE's theory the data do not shrink and the noise grows geometrically, (SDE 9) with
 # $\sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t$. **Insert** into $\eqref{eq:edm-12}$:
@@ -1926,8 +1984,8 @@ assert 0 < min(share_of_error) and max(share_of_error) < 0.1
 #    \sigma(t)&=\sqrt{\int_0^tg^2}=\sigma_{\min}\sqrt{\Big(\frac{\sigma_{\max}}{\sigma_{\min}}\Big)^{2t}-1}
 #    \end{aligned} \tag{EDM 192–199}\label{eq:edm-199} $$
 #
-# But what SDE's code does is simpler. Its step without noise, and the levels through which it walks with no 1
-# subtracted, are
+# But what SDE's code does is simpler. It leaves out the 1 that is subtracted, so its levels are geometric; and its
+# step without noise moves by half the difference of their squares, times the slope:
 #
 # $$ x_{i+1}=x_i+\tfrac12\big(\sigma_i^2-\sigma_{i+1}^2\big)\,\nabla_x\log p(x_i;\sigma_i) \tag{EDM 200}\label{eq:edm-200} $$
 #
@@ -2038,7 +2096,8 @@ print("SDE's VE network, its slope, its loss and its law of σ are the second co
 #    \end{aligned} \tag{EDM 223–229}\label{eq:edm-229} $$
 #
 # (**compare** with $\eqref{eq:edm-81}$ for $s=1$, $\dot\sigma=1$.) So in 2020 DDIM had already chosen EDM's path. The
-# levels are those of the cosine schedule of (IDDPM 17), whose last steps are clipped at $\beta=0.999$:
+# levels are those of the cosine schedule of (IDDPM 17), with $\beta$ clipped at $0.999$, which for $M=1000$ touches
+# the last step alone. (The schedule's division by its value at $0$ cancels in $\beta_k$, and is left out.)
 #
 # $$ \begin{aligned} \bar\alpha_k&=\cos^2\Big(\frac\pi2\,\frac{k/M+C_2}{1+C_2}\Big)\\
 #    \beta_k&=\min\Big(1-\frac{\bar\alpha_k}{\bar\alpha_{k-1}},\ 1-C_1\Big)\\
@@ -2057,6 +2116,9 @@ print("SDE's VE network, its slope, its loss and its law of σ are the second co
 # $$ \begin{aligned} u_M&=0,\qquad u_{j-1}^2+1=\frac{u_j^2+1}{1-\beta}\\
 #    \Longrightarrow\quad u_{j-1}&=\sqrt{\frac{u_j^2+1}{\max(\bar\alpha_{j-1}/\bar\alpha_j,\ C_1)}-1} \end{aligned}
 #    \tag{EDM 250–265}\label{eq:edm-265} $$
+#
+# The sampler takes $N$ of these levels, with indices that are spaced evenly from $j_0=8$ to $M-1$ and rounded. That
+# leaves out the noisiest: $u_0$ is above 20,000 and $u_1$ still 642, while $u_8\approx80$ is where EDM begins, too.
 #
 # The network was trained on the chain's count, $0$ for the *least* noise, so the index has to be turned round again:
 #
@@ -2079,6 +2141,8 @@ by_sine = torch.tensor([alpha_bar_of(M - int(i)) for i in k], dtype=double)
 torch.testing.assert_close(by_cosine, by_sine, rtol=1e-9, atol=1e-12)
 beta = (1 - by_cosine[1:] / by_cosine[:-1]).clamp(max=1 - C_1)
 torch.testing.assert_close(beta, cosine.betas, rtol=1e-9, atol=1e-15)
+assert (beta == 1 - C_1).sum() == 1 and beta[-1] == 1 - C_1
+assert u[0] > 20_000 and abs(u[1] - 642) < 1 and abs(u[j_0] - 80.2) < 0.01
 torch.testing.assert_close(
     1 / torch.cumprod(1 - beta, 0) - 1, u[:M].flip(0) ** 2, rtol=1e-5, atol=0
 )
@@ -2096,7 +2160,7 @@ with torch.no_grad():
     by_slip = md.ode(md.EDM(slip).denoiser(F_2), x_bar, third.path, times, "euler")
 print("DDIM and the third column draw the same;", end=" ")
 print(f"with the text's c_noise they are {rms(by_ddim - by_slip):.0f} apart")
-assert rms(by_ddim - by_slip) > 0.1
+assert rms(by_ddim - by_slip) > 1
 
 # %% [markdown]
 # **EDM** chooses $\sigma(t)=t$ and $s=1$ like DDIM, and its own levels. Let them be a power of evenly spaced numbers,
@@ -2152,12 +2216,14 @@ torch.testing.assert_close(md.EDMPath(rho=1e5).grid(18), geometric, rtol=1e-3, a
 # terms cancel.) With $\sigma=t$, $s=1$ the column's part is zero. What is left is $z''$: the flow bends only where
 # *the guess of the clean data changes*. That is the argument for DDIM's and EDM's choice. At large noise the guess is
 # the mean of the data and stands still, at small noise it has settled; in between it makes up its mind. With VE's
-# $\sigma=\sqrt t$ there is $\ddot\sigma/\dot\sigma^2=-1/\sigma$, so the path bends by $-z'/\sigma$ at every noise
-# level, even for a single point of data, for which the flow is a straight line.
+# $\sigma=\sqrt t$ there is $\ddot\sigma/\dot\sigma^2=-1/\sigma$, so the column adds a bend of $-z'/\sigma$ at every
+# noise level, even for a single point of data, for which the flow itself is a straight line.
 #
 # Is it the best choice? The paper argues so. But $\eqref{eq:6-11}$ shows that the column's part might also *cancel*
-# the data's. For Gaussian data it can. There a trajectory is $z\propto\sqrt{\sigma^2+\sigma_d^2}$ (**insert**
-# $D=\sigma_d^2z/(\sigma^2+\sigma_d^2)$ into $z'=(z-D)/\sigma$), so with the magnifying glass
+# the data's. For data $\mathcal N(0,\sigma_d^2I)$ it can. **Insert** their $D=\sigma_d^2z/(\sigma^2+\sigma_d^2)$ into
+# $z'=(z-D)/\sigma$: then $z'/z=\sigma/(\sigma^2+\sigma_d^2)$, which is the derivative of
+# $\ln\sqrt{\sigma^2+\sigma_d^2}$. So a trajectory is $z\propto\sqrt{\sigma^2+\sigma_d^2}$, and with the magnifying
+# glass
 #
 # $$ s(t)=\frac{\sigma_d}{\sqrt{\sigma(t)^2+\sigma_d^2}}\qquad\text{every}\ x(t)\ \text{stands still, whatever}\ \sigma(t)\text{ is.} \tag{6.12}\label{eq:6-12} $$
 #
@@ -2242,11 +2308,11 @@ for path in paths.values():
     x_dd = (x_at[0] + x_at[1] - 2 * path.s(t) * z) / h**2
     left = x_dd / (path.s(t) * path.sigma_dot(t) ** 2)
     torch.testing.assert_close(left, bend(path, t, z), rtol=2e-3, atol=2e-3)
-    # the claim about a step: from σ = 0.8 to 0.79, by Euler
-    times = path.t_of_sigma(torch.tensor([0.8, 0.79], dtype=double))
+    # the claim about a step: from σ = 0.8 to 0.799, by Euler
+    times = path.t_of_sigma(torch.tensor([0.8, 0.799], dtype=double))
     step = md.ode(exact_three, path.s(times[0]) * z, path, times, "euler") / path.s(times[1])
-    error = step - by_solver(z, 0.8, 0.79)
-    torch.testing.assert_close(error, -(0.01**2) / 2 * bend(path, t, z), rtol=0.1, atol=3e-6)
+    error = step - by_solver(z, 0.8, 0.799)
+    torch.testing.assert_close(error, -(0.001**2) / 2 * bend(path, t, z), rtol=0.01, atol=0)
 
 # (6.12), for the digits' σ_d: three steps of Euler or Heun, from σ = 80 to 0.01
 gaussian = lambda x, sigma: sigma_d**2 / (sigma_d**2 + sigma**2) * x
@@ -2263,8 +2329,8 @@ for name, path in (("σ = t, s = 1", md.EDMPath()), ("angle", still)):
         assert missed_by < 1e-12 if name == "angle" else missed_by > 0.1
 
 # %% [markdown]
-# Here are the paths themselves, in one dimension, with data close around three points. All panels show the same
-# twelve trajectories.
+# Here are the paths themselves, in one dimension, with data close around three points (the dots). All panels show the
+# same twelve trajectories: VP's from $\sigma=80$ down, the other two, which would not fit, from $\sigma=4$.
 
 # %%
 starts = torch.linspace(-1.9, 1.9, 12, dtype=double)[:, None]
@@ -2295,8 +2361,9 @@ plt.show()
 # %% [markdown]
 # And here is $\eqref{eq:6-11}$ at each noise level: the error of an Euler step that takes away a tenth of the noise,
 # root mean square over $p(x;\sigma)$. The curve of $\sigma=t$ is the data's own part. (It drops at $\sigma=0.1$,
-# where the last points between two lumps are gone and every guess has settled.) Then the same question without the
-# formula. Solve from $\sigma=80$ to $0.002$, on all paths through the same noise levels, the eighteen of EDM.
+# where none of our points is between two lumps any more and every guess has settled on one.) Then the same question
+# without the formula. Solve from $\sigma=80$ to $0.002$, on all paths through the same noise levels, the eighteen of
+# EDM.
 
 # %%
 grid_sigma = torch.logspace(-2, 1.8, 60, dtype=double)
@@ -2361,7 +2428,8 @@ for solver in ("euler", "heun"):
     assert missed["VP", solver, 0] < 0.7 * missed[ours_is, solver, 0]
     assert missed["angle", solver, 0] < 0.7 * missed[ours_is, solver, 0]
     # the data moved
-    assert abs(missed[ours_is, solver, 4] / missed[ours_is, solver, 0] - 1) < 1e-6
+    for name in ("VE", ours_is):
+        assert abs(missed[name, solver, 4] / missed[name, solver, 0] - 1) < 1e-6
 for name in ("VP", "angle"):
     assert missed[name, "heun", 4] > 2 * missed[ours_is, "heun", 4]
 far = grid_sigma > 3
@@ -2379,24 +2447,27 @@ assert bends[ours_is][grid_sigma < 0.1].max() < 0.1 * bends[ours_is].max()
 # So the paper's argument is right about VE, and it is not the last word. On these data, centred near zero and of size
 # about one, VP's magnifying glass is *better* than none, although its clock makes it bend more at the largest noise
 # (the angle has the same glass and a better clock). On the digits too: the last line of the table in section 6.1 says
-# so. In the paper's experiments it is the other way round. There, with Heun's method and EDM's levels, SDE's network
-# for CIFAR-10 needs 255 calls on VP's path and 35 on EDM's, for nearly the same FID (2.88 and 2.93, its Table 3). We
+# so.
+#
+# In the paper's experiments it is the other way round. There, with Heun's method and EDM's levels, SDE's network for
+# CIFAR-10 needs 255 calls on VP's path and 35 on EDM's, for nearly the same FID (2.88 and 2.93, its Table 3). We
 # cannot repeat that here, but the table above shows how fragile VP's advantage is: it hangs on where zero is. Move
 # the data by 4, and the glass also moves them about. With Heun's method VP then misses by more than twice as much as
-# EDM, while with $s=1$ nothing changes at all. EDM's path is the one that needs to know nothing of the data.
+# EDM, while with $s=1$ nothing changes at all. Of the paths that bend little, EDM's needs to know nothing of the
+# data.
 #
 # And a path is not yet a sampler. Each column also has its *list* of times. Let it now walk its own list, from its
 # own highest level to its own lowest:
 
 # %%
-own_list = {}
+own_list, truth_of = {}, {}
 print(f"{'median distance, own levels':<30}" + "".join(f"{n:>5} steps" for n in (18, 36, 72)))
 labels = {"vp": "VP", "ve": "VE", "iddpm": "iDDPM", "edm": "EDM"}
 for name, solver in itertools.product(labels, ("euler", "heun")):
     path = md.COLUMNS[name]().path
     top = path.sigma(path.t_max).item()
     low_end = path.sigma(path.t_min).item()
-    truth = md.ode(
+    truth_of[name] = md.ode(
         exact_three,
         top / 80 * z_80,
         md.EDMPath(),
@@ -2405,7 +2476,8 @@ for name, solver in itertools.product(labels, ("euler", "heun")):
     for n in (18, 36, 72):
         times = path.grid(n + 1)
         end = md.ode(exact_three, path.std(times[0]) / 80 * z_80, path, times, solver)
-        own_list[name, solver, n] = (end / path.s(times[-1]) - truth).abs().median().item()
+        off_by = end / path.s(times[-1]) - truth_of[name]
+        own_list[name, solver, n] = off_by.abs().median().item()
     row = "".join(f"{own_list[name, solver, n]:>11.4f}" for n in (18, 36, 72))
     print(f"{labels[name] + ', ' + solver:<30}{row}")
 
@@ -2418,6 +2490,11 @@ for n in (18, 36):
     assert own_list["vp", "heun", n] > 1.5 * own_list["vp", "euler", n]
 vp_last = md.VPPath().sigma(md.VPPath().grid(19)[-2:])
 assert vp_last[0] > 15 * vp_last[1]
+# the last steps it is: with three of Euler's there, most of what Heun's method loses is won back
+path, times = md.VPPath(), md.VPPath().grid(19)
+halfway = md.ode(exact_three, path.std(times[0]) / 80 * z_80, path, times[:-3])
+end = md.ode(exact_three, halfway, path, times[-4:], "euler") / path.s(times[-1])
+assert (end - truth_of["vp"]).abs().median() < 0.5 * own_list["vp", "heun", 18]
 # at equal calls
 assert own_list["edm", "heun", 18] > 1.2 * own_list["vp", "euler", 36]
 assert own_list["edm", "heun", 36] < 0.5 * min(own_list[c, "euler", 72] for c in labels)
@@ -2449,8 +2526,9 @@ assert own_list["edm", "heun", 36] < 0.5 * min(own_list[c, "euler", 72] for c in
 # \end{array}\tag{EDM Alg. 1}\label{eq:edm-alg-1}$$
 #
 # Try the step, look at the slope at its end, go back, and take the mean of both. Only the last step, to $\sigma=0$,
-# is Euler's, since there is no slope to look at: by the remark at $\eqref{eq:edm-81}$ it lands on $D$. So $N$ steps
-# cost $2N-1$ calls, 35 for 18.
+# is Euler's, since there is no slope to look at. So $N$ steps cost $2N-1$ calls, 35 for 18. On EDM's path the last
+# step lands on $D$, by the remark at $\eqref{eq:edm-81}$; on VE's, where $\dot\sigma/\sigma=1/(2t)$, it stops half
+# way.
 
 
 # %%
@@ -2492,6 +2570,12 @@ for make in md.COLUMNS.values():
     )
     solved, _ = naive_heun(gaussian, start, path, times)
     torch.testing.assert_close(solved, wanted, rtol=1e-3, atol=0)
+# the last step: all the way to D, or half of it
+for path, share in ((md.EDMPath(), 1.0), (md.VEPath(), 0.5)):
+    times = path.t_of_sigma(torch.tensor([0.5, 0.0], dtype=double))
+    landed, _ = naive_heun(exact_lumps, noise_2d, path, times)
+    D = exact_lumps(noise_2d, 0.5)
+    torch.testing.assert_close(landed, noise_2d + share * (D - noise_2d))
 print("Algorithm 1 is md.ode on all four columns, 35 calls for 18 steps")
 
 # %% [markdown]
@@ -2504,9 +2588,14 @@ print("Algorithm 1 is md.ode on all four columns, 35 calls for 18 steps")
 # $$ \begin{aligned} x+h\big[(1-w)\,v+w\,(v+\alpha h\,\dot v)\big]&=x+hv+w\,\alpha\,h^2\,\dot v+O(h^3)\\
 #    \text{is right for}\qquad w&=\frac1{2\alpha} \end{aligned} \tag{6.13}\label{eq:6-13} $$
 #
-# Every $\alpha>0$ gives a method of second order, and this family is the paper's third algorithm; $\alpha=1$ is
-# Heun's method, $\frac12$ the midpoint rule, $\frac23$ Ralston's. (In the paper's search 1.1 did best, by a hair.)
-# Inside the loop it reads
+# Every $\alpha>0$ gives a method of second order. **Insert** $w$, and write the second slope out:
+#
+# $$ \begin{aligned} x_{i+1}=x_i+h\Big[&\big(1-\tfrac1{2\alpha}\big)\,v(x_i,t_i)\\
+#    &{}+\tfrac1{2\alpha}\,v\big(x_i+\alpha h\,v(x_i,t_i),\ t_i+\alpha h\big)\Big]
+#    \end{aligned} \tag{EDM 270}\label{eq:edm-270} $$
+#
+# Here $\alpha=1$ is Heun's method, $\frac12$ the midpoint rule, $\frac23$ Ralston's. (In the paper's search 1.1 did
+# best, by a hair.) The paper's third algorithm has this step inside its loop:
 #
 # $$\begin{array}{l}
 # h_i=t_{i+1}-t_i,\qquad d_i=\text{the slope at }(x_i,t_i)\\
@@ -2518,12 +2607,22 @@ print("Algorithm 1 is md.ode on all four columns, 35 calls for 18 steps")
 # \end{array}\tag{EDM Alg. 3}\label{eq:edm-alg-3}$$
 #
 # The last step, to $t_N=0$, is a case of its own. With $\alpha<1$ its second look lies above 0 and is taken, so $N$
-# steps cost $2N$ calls. With $\alpha=1$ it would lie at 0, and with $\alpha>1$ beyond; there is no slope there, and
-# the step is Euler's.
+# steps cost $2N$ calls. With $\alpha=1$ it would lie at 0, and with $\alpha>1$ beyond, so that one has to read the
+# condition as $t_i'>0$; there is no slope there, and the step is Euler's.
+#
+# The check begins with a slope that is linear in $x$ and $t$. There the first order in $\eqref{eq:6-13}$ is all there
+# is, and $\eqref{eq:edm-270}$ must give $x+hv+\frac{h^2}2\dot v$ to the last digit, whatever $\alpha$ and $h$ are.
 
 
 # %%
-# check: 6.13, EDM Alg. 3
+# check: 6.13, EDM 270, EDM Alg. 3
+def step_270(v, x, t, h, alpha):
+    """One step of the family."""
+    first = v(x, t)
+    second = v(x + alpha * h * first, t + alpha * h)
+    return x + h * ((1 - 1 / (2 * alpha)) * first + second / (2 * alpha))
+
+
 def naive_rk2(D, x, path, times, alpha, w=None):
     """Algorithm 3; another w than 1/(2α) spoils it."""
     w = 1 / (2 * alpha) if w is None else w
@@ -2540,7 +2639,16 @@ def naive_rk2(D, x, path, times, alpha, w=None):
 family = {"midpoint": 0.5, "Ralston": 2 / 3, "Heun": 1.0, "beyond": 1.1}
 x_0 = 80 * noise_2d
 times = md.EDMPath().steps(18)
+tilted = lambda x, t: 0.7 * x - 1.3 * t + 0.2
 for alpha in family.values():
+    v = tilted(x_0, 2.0)
+    by_taylor = x_0 + 0.3 * v + 0.3**2 / 2 * (0.7 * v - 1.3)
+    torch.testing.assert_close(step_270(tilted, x_0, 2.0, 0.3, alpha), by_taylor)
+    # (270) and one turn of Algorithm 3's loop
+    once = naive_rk2(exact_lumps, x_0, md.EDMPath(), times[:2], alpha)
+    flow = lambda x, t: (x - exact_lumps(x, t)) / t
+    at_once = step_270(flow, x_0, times[0], times[1] - times[0], alpha)
+    torch.testing.assert_close(at_once, once)
     naive = naive_rk2(exact_lumps, x_0, md.EDMPath(), times, alpha)
     torch.testing.assert_close(
         naive, md.rk2(exact_lumps, x_0, md.EDMPath(), 18, alpha), rtol=1e-9, atol=1e-9
@@ -2597,11 +2705,12 @@ assert abs(wrong_weight - 2) < 0.15
 # \textbf{return}\ x_N
 # \end{array}\tag{EDM Alg. 2}\label{eq:edm-alg-2}$$
 #
-# The bound $\sqrt2-1$ means that a step never more than doubles the variance of the noise. To see whether the
-# marginal is kept, we send 4,000 points through the algorithm, with the exact denoiser of the three lumps of the last
-# section, and compare their distribution function with the true one. The largest difference between the two is the
-# Kolmogorov–Smirnov statistic; chance alone makes it larger than $1.95/\sqrt n$ once in a thousand times. Two wrong
-# amounts of noise show that the test is sharp enough.
+# The bound $\sqrt2-1$ means that a step never more than doubles the variance of the noise. ($S_{\mathrm{tmin}}$ and
+# $S_{\mathrm{tmax}}$ say where noise is added, $S_{\mathrm{noise}}$ how strong it is; what they are good for comes at
+# the end of this section.) To see whether the marginal is kept, we send 4,000 points through the algorithm, with the
+# exact denoiser of the three lumps of the last section, and compare their distribution function with the true one.
+# The largest difference between the two is the Kolmogorov–Smirnov statistic; chance alone makes it larger than
+# $1.95/\sqrt n$ once in a thousand times. Two wrong amounts of noise show that the test is sharp enough.
 
 
 # %%
@@ -2840,7 +2949,8 @@ for S in amounts:
     assert total["exact denoiser", S] < 0.006
 # too little, right, too much
 assert total[wrong_kind, 1] < 0.75 * total[wrong_kind, 0] < 0.75 * total[wrong_kind, 10]
-assert lost[wrong_kind, 10][0] < lost[wrong_kind, 1][0] < 0.7 * lost[wrong_kind, 0][0]
+assert lost[wrong_kind, 10][0] < lost[wrong_kind, 1][0]
+assert 0.5 < lost[wrong_kind, 1][0] / lost[wrong_kind, 0][0] < 0.65
 assert lost[wrong_kind, 10][1] > 2.5 * lost[wrong_kind, 0][1]
 # every lump is too narrow
 crowd = drawn_ring[wrong_kind, 10]
@@ -2856,8 +2966,8 @@ for S in amounts[1:]:
 # %% [markdown]
 # With the exact denoiser no amount does any harm, as derived. With the wrong one, no churn keeps the wrong shares
 # that the large noise levels made, as the flow must (section 6.7). A little lets points change places at the noise
-# levels at which lumps still touch, where the pull is weak, and the shares lose nearly half of their error. Much asks
-# the denoiser over and over at small noise, where each turn removes a little more than was added, and all lumps
+# levels at which lumps still touch, where the pull is weak, and the shares lose about two fifths of their error. Much
+# asks the denoiser over and over at small noise, where each turn removes a little more than was added, and all lumps
 # become narrow. So the paper has three more settings, and now one can guess what they do. $S_{\mathrm{tmin}}$ and
 # $S_{\mathrm{tmax}}$ confine churn to the noise levels at which it repairs. $S_{\mathrm{noise}}$ a little above 1
 # adds in advance what the denoiser will remove too much; here it is a small help. The price is four settings that
@@ -2867,17 +2977,18 @@ for S in amounts[1:]:
 # ## 6.13 Where the error is made
 #
 # How should the levels be spaced? The paper measures, noise level by noise level, by how much one step misses. Take a
-# point from $p(x;\sigma_i)$, do one step of the list, and compare with 200 short Euler steps over the same stretch:
+# point from $p(x;\sigma_i)$, do one step of the list, and compare with 200 short Euler steps over the same stretch.
+# For Euler's method, with $\sigma=t$ and $s=1$, the size of the miss is that of $\eqref{eq:6-11}$:
 #
 # $$ \begin{aligned} e_i&=\Big(\tfrac1d\,\big\|x_{i+1}^{\text{one step}}-x_{i+1}^{\text{200 steps}}\big\|^2\Big)^{1/2}\\
 #    e_i&\approx\frac{(\sigma_i-\sigma_{i+1})^2}2\,\Big(\tfrac1d\|z''\|^2\Big)^{1/2}\ \text{for Euler's method}
 #    \end{aligned} \tag{6.15}\label{eq:6-15} $$
 #
 # By $\eqref{eq:6-10}$ a larger $\rho$ makes the steps at large $\sigma$ longer and those at small $\sigma$ shorter,
-# so it moves the error upwards in $\sigma$. For Gaussian data we can say where it is largest:
-# $z''=\sigma_d^2z/(\sigma^2+\sigma_d^2)^2$ and $z\sim\sqrt{\sigma^2+\sigma_d^2}$, so
-# $e\propto\sigma^{2-2/\rho}/(\sigma^2+\sigma_d^2)^{3/2}$. **Set the derivative of its logarithm to zero**: the peak
-# is at
+# so it moves the error upwards in $\sigma$. For data $\mathcal N(0,\sigma_d^2I)$ we can say where it is largest:
+# $z\propto\sqrt{\sigma^2+\sigma_d^2}$ **differentiated twice** is $z''=\sigma_d^2z/(\sigma^2+\sigma_d^2)^2$, the
+# squared step is $\propto\sigma^{2-2/\rho}$, and so $e\propto\sigma^{2-2/\rho}/(\sigma^2+\sigma_d^2)^{3/2}$. **Set
+# the derivative of its logarithm to zero**: the peak is at
 #
 # $$ \sigma^2=\sigma_d^2\;\frac{2-2/\rho}{1+2/\rho} \tag{6.16}\label{eq:6-16} $$
 #
@@ -2887,26 +2998,28 @@ for S in amounts[1:]:
 # check: 6.15, 6.16
 for rho in (1.5, 3, 7):
     levels_rho = md.EDMPath(0.002, 80.0, rho).grid(3000)
-    # truncation errors of a Gaussian, by the library
-    found, predicted = [], []
-    for t, t_next in zip(levels_rho[:-1:25], levels_rho[1::25], strict=True):
-        z = torch.full((1, 1), math.hypot(t, sigma_d), dtype=double)
-        found.append(
-            md.truncation_error(gaussian, md.EDMPath(), z, t, t_next, solver="euler").item()
+    t, t_next = levels_rho[:-1], levels_rho[1:]
+    root_v = lambda t: (t**2 + sigma_d**2).sqrt()
+    # Euler's step from z = √v, where the flow is known
+    misses = (root_v(t) + (t_next - t) * t / root_v(t) - root_v(t_next)).abs()
+    by_6_15 = (t - t_next) ** 2 / 2 * sigma_d**2 / root_v(t) ** 3
+    big = misses > 0.1 * misses.max()
+    assert (misses / by_6_15 - 1)[big].abs().max() < 0.02
+    # the library's 200 Euler steps are wrong by 1/200 of the one
+    for k in big.nonzero()[::50, 0].tolist():
+        z = root_v(t[k]).reshape(1, 1)
+        found = md.truncation_error(
+            gaussian, md.EDMPath(), z, t[k], t_next[k], solver="euler"
         )
-        z_2 = sigma_d**2 / (t**2 + sigma_d**2) ** 1.5
-        predicted.append(((t - t_next) ** 2 / 2 * z_2).item())
-    found, predicted = torch.tensor(found), torch.tensor(predicted)
-    big = found > 0.1 * found.max()
-    assert (found / predicted - 1)[big].abs().max() < 0.05
-    peak = levels_rho[:-1:25][found.argmax()].item()
+        assert abs(found.item() / misses[k].item() - 1 + 1 / 200) < 1e-3
+    peak = t[misses.argmax()].item()
     by_6_16 = sigma_d * math.sqrt((2 - 2 / rho) / (1 + 2 / rho))
     print(f"ρ = {rho}: largest error at σ = {peak:.2f}, by (6.16) at {by_6_16:.2f}")
-    assert abs(math.log(peak / by_6_16)) < 0.15
+    assert abs(math.log(peak / by_6_16)) < 0.03
 
 # %% [markdown]
-# Now real data, 500 of the digits with their ideal denoiser. All steps of all lists are independent of each other, so
-# our version does them in one batch; a few are compared with the library's, which does one.
+# Now real data: 500 of the digits with their ideal denoiser, and the steps from twelve of them. No step waits for
+# another, so our version does all steps of a list in one batch; two are compared with the library's, which does one.
 
 
 # %%
@@ -3023,6 +3136,7 @@ for solver in ("euler", "heun"):
     assert by_rho[solver, 3] > 1.5 * by_rho[solver, 7]
     assert by_rho[solver, 20] < by_rho[solver, 7] < 1.4 * by_rho[solver, 20]
 assert by_rho["heun", 7] < 0.5 * by_rho["euler", 7]
+assert 4.5 < whole(1, 18)[-2] < 5
 for solver in ("euler", "heun"):
     worst = [local[rho][1][solver].mean(1).max().item() for rho in (1, 2, 3, 7)]
     first = [local[rho][1][solver].mean(1)[0].item() for rho in (1, 2, 3, 7, 20)]
@@ -3030,7 +3144,7 @@ for solver in ("euler", "heun"):
     # first step, and last but one
     assert by_network[1][solver].mean(1)[0] > 10 * first[3]
     ideal_low, network_low = (e[1][solver].mean(1)[-2].item() for e in (local[7], by_network))
-    assert ideal_low < 1e-6 and network_low > 1e-5
+    assert ideal_low < 1e-6 and network_low > 1e-4
 peaks = {
     (rho, solver): local[rho][0][local[rho][1][solver].mean(1).argmax()].item()
     for rho, solver in itertools.product((3, 7, 20), ("euler", "heun"))
@@ -3084,10 +3198,10 @@ for solver in solvers:
 
 # %%
 for name in labels:
-    assert abs(gaussian_order["Euler", name] + 1) < 0.1
-    assert abs(gaussian_order["Heun", name] + 2) < 0.2
+    assert abs(gaussian_order["Euler", name] + 1) < 0.05
+    assert abs(gaussian_order["Heun", name] + 2) < 0.05
     wanted = -2 if name == "vp" else -3
-    assert abs(gaussian_order["midpoint", name] - wanted) < 0.2
+    assert abs(gaussian_order["midpoint", name] - wanted) < 0.05
 
 # %% [markdown]
 # (Where $s=1$ the midpoint rule shows order 3: on a Gaussian its leading error happens to vanish. That is no reason
@@ -3113,16 +3227,16 @@ for solver, values in medians.items():
     print(f"   slope {slope_of(values):.2f}")
 
 # %%
-assert abs(slope_of(medians["Euler"]) + 1) < 0.1
-assert abs(slope_of(medians["Heun"]) + 2) < 0.2
+assert abs(slope_of(medians["Euler"]) + 1) < 0.05
+assert abs(slope_of(medians["Heun"]) + 2) < 0.1
 
 # %% [markdown]
 # The median has the right slope. The root mean square over trajectories, the obvious choice, has not, as soon as one
-# follows them to the end. At $\sigma\to0$ a trajectory arrives at one of the data. Most arrive at the right one,
-# exactly, with error zero; a few that passed near a boundary between two basins arrive at the wrong one, with an
-# error as large as the distance between two data, and *no number of steps makes that error smaller*. More steps make
-# it rarer. The trajectories that flip are those that come nearer to a boundary than the solver's error there. Their
-# share is **proportional to that error** while it is small, so
+# follows them to the end. At $\sigma\to0$ a trajectory arrives at one of the data; all that arrive at the same one
+# form its basin. Most arrive at the right one, exactly, with error zero; a few that passed near a boundary between
+# two basins arrive at the wrong one, with an error as large as the distance between two data, and *no number of steps
+# makes that error smaller*. More steps make it rarer. The trajectories that flip are those that come nearer to a
+# boundary than the solver's error there. Their share is **proportional to that error** while it is small, so
 #
 # $$ \begin{aligned} \text{share flipped}&\propto N^{-p}\\
 #    \text{root mean square}&=\sqrt{\text{share}\times\text{distance}^2}\ \propto\ N^{-p/2} \end{aligned}
@@ -3167,7 +3281,7 @@ print(
     + f"{order(whole_rms):>9.2f}"
 )
 assert max(middle_one) == 0
-assert abs(order(flipped) + 1) < 0.25 and abs(order(whole_rms) + 0.5) < 0.15
+assert abs(order(flipped) + 1) < 0.1 and abs(order(whole_rms) + 0.5) < 0.1
 
 # %% [markdown]
 # So whoever plots root mean square errors of end points sees order one half for Euler's method and might look for a
@@ -3253,7 +3367,7 @@ errors_2m = [
     for N in counts_N.int().tolist()
 ]
 print(f"order on the digits' ideal denoiser: {slope_of(errors_2m):.2f}")
-assert abs(slope_of(errors_2m) + 2) < 0.2
+assert abs(slope_of(errors_2m) + 2) < 0.1
 calls_ratio = medians["Heun"][0] / errors_2m[1]
 print(f"at 128 calls Heun's error is {calls_ratio:.1f} times as large")
 assert calls_ratio > 1.5
@@ -3299,7 +3413,7 @@ assert with_2m[1] < 0.85 * package[1] and with_2m[2] < 0.5 * package[2]
 # It does. At 12 calls the multistep rule is level with SDE's package, from 18 on it is ahead, and Heun's method (here
 # with $s=1$) needs 36 to draw level. With churn the rule could not be used as it stands, for after each dose of noise
 # the old guesses belong to other points; Heun's method has no memory that noise could spoil. Without churn the
-# multistep rule is here the better bargain at every number of calls that we tried.
+# multistep rule is here a better bargain than Heun's at every number of calls that we tried.
 #
 # The space is now mapped: where the data are ($\sigma,s$), where a solver stops ($t_i$, $\rho$), how it steps (Euler,
 # the family in $\alpha$, multistep), and how much of the noise is exchanged on the way ($S_{\mathrm{churn}}$ and its
@@ -3314,18 +3428,19 @@ assert with_2m[1] < 0.85 * package[1] and with_2m[2] < 0.5 * package[2]
 # wrapping of the network, and the law of $\sigma$ in training. From section 6.8 we need the wrapping and $\sigma_d$,
 # which is a number about the data and has to be computed from them; from section 6.9 the columns of Table 1.
 #
-# What a training spends its examples on is the law of $\ln\sigma$. If $u$ is uniform on $(0,1)$ and $\sigma=Q(u)$,
-# then **change of variables** gives $\ln\sigma$ the density $1/(\mathrm d\ln Q/\mathrm du)$. For EDM this is the
-# normal density it was chosen to be. For VP the time $t=\epsilon_t+(1-\epsilon_t)\,u$ is what is uniform, so the
-# density is $\sigma/\dot\sigma$ divided by $1-\epsilon_t$. From $\sigma^2=e^{B(t)}-1$, where $\dot B=\beta$, the
-# **chain rule** gives $\dot\sigma=\frac12\beta\,(\sigma+1/\sigma)$, and so
+# What a training spends its examples on is the law of $\ln\sigma$. If $u$ is uniform on $(0,1)$ and $\sigma=Q(u)$
+# with an increasing $Q$, then **change of variables** gives $\ln\sigma$ the density $1/(\mathrm d\ln Q/\mathrm du)$.
+# For EDM this is the normal density it was chosen to be. For VP the time $t=\epsilon_t+(1-\epsilon_t)\,u$ is what is
+# uniform, so the density is $\sigma/\dot\sigma$ divided by $1-\epsilon_t$. In section 6.9's letters
+# $\sigma^2=e^{B(t)}-1$. Let $\beta=\dot B=\beta_dt+\beta_{\min}$, which is SDE's $\beta(t)$ and no sampler's. Then
+# the **chain rule** gives $\dot\sigma=\frac12\beta\,(\sigma+1/\sigma)$, and so
 #
 # $$ p_{\mathrm{VP}}(\ln\sigma)=\frac{2}{(1-\epsilon_t)\,\beta(t)}\cdot\frac{\sigma^2}{1+\sigma^2} \tag{6.20}\label{eq:6-20} $$
 #
-# For small $\sigma$ it rises like $\sigma^2/\beta$, and beyond $\sigma=1$ it falls only as slowly as $\beta$ grows.
-# Half of VP's examples are drawn at $\sigma>3$, where little more than the mean of all digits can be known. The check
-# differentiates the library's quantiles, and counts the share of the draws between $\sigma=0.05$ and $\sigma=3$ (half
-# a grey level of digits is 0.0625).
+# For small $\sigma$ it rises like $\sigma^2/\beta$. Well above $\sigma=1$ only $\beta$ still changes, and it falls
+# slowly. More than half of VP's examples are drawn at $\sigma>3$, where the mean and the covariance of the digits are
+# nearly all that can be known (section 6.5). The check differentiates the library's quantiles, and counts the share
+# of the draws between $\sigma=0.05$, a little less than half a grey level of digits, and $\sigma=3$.
 
 # %%
 # check: 6.20
@@ -3369,29 +3484,36 @@ for name in draws:
         f"{name:<6}below 0.05 {below[name]:>4.0%}   between {inside[name]:>4.0%}   above 3 {beyond[name]:>4.0%}"
     )
 assert abs(sigma_d - 0.847) < 5e-4
-exactly = (vp.path.t_of_sigma(3.0) - vp.path.t_of_sigma(0.05)).item() / (1 - 1e-5)
-assert abs(inside["VP"] - exactly) < 4 * math.sqrt(0.25 / 100_000)
+window_ends = torch.tensor([0.05, 3.0], dtype=double)
+exactly = {
+    "VP": vp.path.t_of_sigma(window_ends).diff().item() / (1 - 1e-5),
+    "EDM": torch.distributions.Normal(P_mean, 1.2).cdf(window_ends.log()).diff().item(),
+}
+for name, share in exactly.items():
+    assert abs(inside[name] - share) < 4 * math.sqrt(share * (1 - share) / 100_000)
 assert abs(inside["DDPM"] - inside["VP"]) < 0.02
-assert inside["EDM"] > 0.85 and inside["VP"] < 0.5 < beyond["VP"] and beyond["EDM"] < 0.1
+assert exactly["EDM"] > 0.9 and inside["VP"] < 0.5 < beyond["VP"] and beyond["EDM"] < 0.1
 assert below["EDM"] > below["DDPM"]
 
 # %% [markdown]
 # The paper's $P_{\mathrm{mean}}=-1.2$ belongs to photographs with $\sigma_d=0.5$. Multiply data and noise by the same
 # factor and nothing has changed but the unit; so we move it by $\ln(\sigma_d/0.5)$. Digits are not rescaled
-# photographs, and this is no more than a reasonable first value (issues 21 and 24 of the official code ask for advice
-# on other data, and got none).
+# photographs, and this is no more than a reasonable first value. (In issues 21 and 24 of the official code people ask
+# for advice on other data, and get none.)
 #
-# The weight is the other half of the emphasis. Before anything is learned, the loss of example $\sigma$ is
-# $\lambda(\sigma)\,c_{\mathrm{out}}^2$ times the mean square of the network's target. Under VP's column this factor
-# is $\sigma^{-2}\cdot\sigma^2=1$, under EDM's it is $1$ by construction. Configuration D of the paper's ablation has
-# EDM's wrapping with VP's $\lambda$ and $p_{\mathrm{train}}$. **Insert** EDM's $c_{\mathrm{out}}$
-# $\eqref{eq:edm-144}$:
+# The weight is the other half of the emphasis. A network that answers 0 has at noise level $\sigma$ the loss
+# $w(\sigma)=\lambda\,c_{\mathrm{out}}^2$ of $\eqref{eq:edm-113}$ times the mean square of its target. VP's target is
+# the noise, of mean square 1, and $w=\sigma^{-2}\cdot\sigma^2=1$; under EDM's column both are 1 by construction. The
+# paper's ablation (section 6.18) takes a step between the two: its configuration D has EDM's wrapping and keeps VP's
+# $\lambda$ and $p_{\mathrm{train}}$. The target's mean square is 1 there too. For the weight, **insert** EDM's
+# $c_{\mathrm{out}}$ from $\eqref{eq:edm-138}$:
 #
 # $$ \lambda_{\mathrm{VP}}\,c_{\mathrm{out}}^2=\frac1{\sigma^2}\cdot\frac{\sigma^2\sigma_d^2}{\sigma^2+\sigma_d^2}
 #    =\frac{\sigma_d^2}{\sigma^2+\sigma_d^2} \tag{6.21}\label{eq:6-21} $$
 #
-# So D does not have VP's emphasis either: its loss all but ignores large $\sigma$. A change of the wrapping with
-# $\lambda$ held fixed is also a change of the weight. The check asks the objective itself, with a network that
+# So configuration D does not have VP's emphasis either. An error of the denoiser weighs $\lambda_{\mathrm{VP}}$ as
+# before, but an error of the network weighs $w$, and $w$ all but vanishes at large $\sigma$. Whoever changes the
+# wrapping and keeps $\lambda$ changes the weight too. The check asks the objective itself, with a network that
 # answers 0.
 
 # %%
@@ -3420,7 +3542,7 @@ LAWS = {"VP": (plots.ORANGE, "--"), "VE": (plots.GREEN, ":"), "EDM": (plots.BLUE
 for name, (colour, line) in LAWS.items():
     counts = torch.histogram(draws[name], bins)[0] / len(draws[name]) / width
     ax.stairs(counts, bins, color=colour, ls=line, label=name, lw=1.6)
-ax.axvspan(0.05, 3, color="0.92", zorder=0)
+ax.axvspan(0.05, 3, color="0.92", zorder=0, label=r"$0.05<\sigma<3$")
 ax.set(
     xscale="log",
     xlabel="noise level $\\sigma$",
@@ -3431,7 +3553,7 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# **A short run of each.** The same small network twice, of DDPM++'s kind, with the same optimiser and 9,600 images:
+# **Two short runs.** A small network of DDPM++'s kind is trained twice, with the same optimiser and 9,600 images:
 # once under EDM's column, once as DDPM trained, with a chain of a thousand steps and the noise as the target. All
 # that is longer comes from two scripts, which run the same code and whose numbers are read from `results`.
 
@@ -3500,15 +3622,17 @@ for name, ratio in live.items():
 assert live["EDM"].mean() < live["DDPM"].mean() and live["EDM"][4] < 0.9
 
 # %% [markdown]
-# The script did the same with 38,400 images and three seeds, on a wider range of $\sigma$. The linear denoiser is
-# there measured on the same noisy digits as the networks. Between DDPM and EDM stand two more trainings of the same
-# network, C with VP's column, and D with EDM's wrapping and VP's loss; the letters are those of the next section.
+# The script did the same with 38,400 images and three seeds, on a wider range of $\sigma$. There the linear denoiser
+# is measured on the same noisy digits as the networks. ($\eqref{eq:6-5}$ is its error on the digits whose covariance
+# it knows; on others it is larger by a few per cent, as section 6.19 prints.) Between DDPM and EDM stand two more
+# trainings of the same network, C with VP's column, and D with EDM's wrapping and VP's loss; the letters are those of
+# the next section. Lines are means over the seeds, bands their range.
 
 # %%
 ablation = json.loads(Path("results/edm_ablation.json").read_text())
 print(
     f"{ablation['command']}, {ablation['date']}, commit {ablation['commit']}, "
-    f"{ablation['machine']}\n{ablation['images']:,} images a run, seeds {ablation['seeds']}"
+    f"{ablation['machine']}\n{ablation['images']['E']:,} images a run, seeds {ablation['seeds']}"
 )
 SIGMAS = torch.tensor(ablation["sigmas"], dtype=double)
 asked = (SIGMAS > 0.0499) & (SIGMAS < 3.01)
@@ -3516,7 +3640,7 @@ gauss = torch.tensor(ablation["gaussian"]["held_out"], dtype=double)
 
 
 def ratios(row):
-    """(seeds, σ): error on held-out digits over the best Gaussian denoiser's."""
+    """(seeds, σ): error on held-out digits over the best linear denoiser's."""
     runs = [ablation["rows"][f"{row}, {seed}"]["held_out"] for seed in ablation["seeds"]]
     return torch.tensor(runs, dtype=double) / gauss
 
@@ -3533,7 +3657,7 @@ for row, (label, colour, line) in NAMES.items():
     curve = curves[row]
     ax.plot(SIGMAS, curve.mean(0), line, color=colour, label=label)
     ax.fill_between(SIGMAS, curve.min(0)[0], curve.max(0)[0], color=colour, alpha=0.2, lw=0)
-ax.axvspan(0.05, 3, color="0.94", zorder=0)
+ax.axvspan(0.05, 3, color="0.94", zorder=0, label=r"$0.05<\sigma<3$")
 ax.axhline(1, color="0.5", lw=0.8)
 ax.set(
     xscale="log",
@@ -3557,15 +3681,13 @@ for row, (label, _, _) in NAMES.items():
 
 # %%
 middle_of = {row: curve[:, asked].mean(1) for row, curve in curves.items()}
-# at which σ every seed of EDM's training lies below every seed of DDPM's, and the other way round
+# at which σ every seed of EDM's training lies below every seed of DDPM's
 edm_wins = curves["E"].max(0)[0] < curves["DDPM"].min(0)[0]
-ddpm_wins = curves["DDPM"].max(0)[0] < curves["E"].min(0)[0]
-for name, wins in (("EDM", edm_wins), ("DDPM", ddpm_wins)):
-    print(
-        f"{name} wins in every seed at",
-        " ".join(f"{level:.3g}" for level in SIGMAS[wins]) or "none",
-    )
-assert edm_wins[asked].all() and not ddpm_wins.any()
+print(
+    f"EDM wins in every seed at {int(edm_wins.sum())} of {len(SIGMAS)} noise levels,", end=" "
+)
+print(f"from {SIGMAS[0]:.2f} to {SIGMAS[-1]:.0f}")
+assert edm_wins.all()
 assert middle_of["E"].max() < min(middle_of[row].min() for row in ("C", "D", "DDPM"))
 # the wrapping: C to D repairs the far end, and does little in the middle; the loss does the rest
 assert curves["D"][:, -1].max() < 1.2 < 2 < curves["C"][:, -1].min()
@@ -3580,8 +3702,8 @@ assert (curves["DDPM"][:, -1] > 2).all()
 # more than twofold at the end. EDM's $c_{\mathrm{out}}$ never exceeds $\sigma_d$, and D, which still has VP's loss,
 # is nearly as harmless there as E. In the middle the wrapping makes next to no difference, and there the loss makes
 # one: it sends nine tenths of the examples between $0.05$ and 3 instead of one half, and the error is lower by about
-# 5 % at equal cost. At no $\sigma$ does DDPM's training win in every seed, not even at the smallest: it sends fewer
-# examples there as well.
+# 5 % at equal cost. EDM's training is ahead of DDPM's at every $\sigma$ that we measured, in every seed, even at the
+# smallest: it sends more examples there as well.
 #
 # Chapter 02's network was trained so, for much longer, and draws well. One reason can be read off the ODE: its right
 # side is $(x-\hat x_0)/\sigma$, in which an error of $\hat x_0$ is divided by $\sigma$ again.
@@ -3620,12 +3742,15 @@ assert (curves["DDPM"][:, -1] > 2).all()
 # had been as far apart as 3 and 42, they now are within 0.21 of each other: most of the difference was not one of
 # networks.
 #
-# Ours walks the same six stations on digits with 38,400 images each. A is VP's column with a network of three levels,
-# batches of 128, a constant rate, dropout and a bound on the gradient. B is tuned to so short a run: half the batch,
-# twice the rate, annealed, a shorter average of the weights, no dropout and no bound. C takes away the lowest level
-# and doubles the highest. D and E are those of the last section. F warps digits, which the next section explains. All
-# draw by 18 steps of Heun's method from $\sigma=80$; the distance is that of chapter 02, of 500 samples to the
-# training digits.
+# Ours walks the same six stations on digits with 38,400 images each. A is VP's column with a network of three
+# resolutions, batches of 128, a constant rate, dropout and a bound on the gradient. B is tuned to so short a run:
+# half the batch, twice the rate, annealed, a shorter average of the weights, no dropout and no bound. C takes away
+# the lowest resolution and doubles the channels of the highest. D and E are those of the last section. F warps
+# digits, which the next section explains.
+#
+# All draw by 18 steps of Heun's method from $\sigma=80$; the distance is that of chapter 02, of 500 samples to the
+# training digits. The table has its mean and deviation over three seeds, with $\hat x_0$ as it comes and, on the
+# right, clipped to $[-1,1]$ at every step (section 6.24 comes back to that).
 
 # %%
 # check: EDM Table 2
@@ -3675,13 +3800,13 @@ for row, what in WHAT.items():
 print(f"held-out digits themselves: {ablation['held_out']:.2f}")
 
 # %%
-rows = ("A", "C", "D", "E", "F")
+rows = ("A", "B", "C", "D", "E", "F")
 pixels = [ablation["rows"][f"{row}, 0"]["samples"][:12] for row in rows]
-fig, ax = plt.subplots(figsize=(6.4, 3.0))
+fig, ax = plt.subplots(figsize=(6.4, 3.5))
 plots.show_grid(
     md.encode(torch.tensor(pixels, dtype=torch.uint8).reshape(-1, 1, 8, 8), levels=17),
     columns=12,
-    title="Same starting points: A leaves two in the noise, the others nearly agree",
+    title="Same starting points: A and B leave some digits in the noise",
     ax=ax,
     row_labels=rows,
 )
@@ -3699,8 +3824,12 @@ def apart(row, seed):
 
 
 for seed in ablation["seeds"]:
-    assert (apart("A", seed) > 0.8).sum() == 2
+    assert (apart("A", seed) > 0.8).sum() == 2 and (apart("B", seed) > 0.7).sum() == 1
     assert all(apart(row, seed).max() < 0.5 for row in "CDF")
+    # in the median at most half as far from E's digit as two of E's digits are from each other
+    others = torch.tensor(ablation["rows"][f"E, {seed}"]["samples"], dtype=double) / 8
+    usual = torch.pdist(others).median() / 8
+    assert all(apart(row, seed).median() < 0.5 * usual for row in "CDF")
 
 worst = lambda row: distance[row].max()
 best = lambda row: distance[row].min()
@@ -3711,10 +3840,11 @@ assert worst("E") < 0.65 * best("D")
 assert worst("B") < best("F") < worst("A")
 
 # %% [markdown]
-# From A to C each station is better in all three seeds. Between C and D, and DDPM's chain, the seeds do not decide;
-# the paper, too, found that its wrapping keeps the results "largely unchanged". What it opens is the last large step:
-# E is below D by more than a third, in all seeds. Only F goes the wrong way on digits, and back beyond B. The next
-# section looks at what it does.
+# From A to C each station is better in all three seeds, and from C on all draw nearly the same digits from the same
+# noise. Between C and D, and DDPM's chain, the seeds do not decide; the paper, too, found that its wrapping keeps the
+# results "largely unchanged", and values it for a training robust enough to bear another loss. That loss is the last
+# large step: E is below D by more than a third, in all seeds. Only F goes the wrong way on digits, and back beyond B.
+# The next section looks for the reason.
 #
 # ## 6.19 Augmentation that does not leak
 #
@@ -3738,15 +3868,13 @@ assert worst("B") < best("F") < worst("A")
 #
 # The coin of the $x$-flip is thrown for every image. Each of the other five is used with a probability of 12 % on
 # CIFAR-10 (15 % on FFHQ and AFHQv2), and what is not used leaves zeros. The labels are made so that zero is "nothing"
-# and near labels are near warps; that is why an angle comes as two numbers. (The formulas are quoted from a single
-# transcription; the paper's text confirms the six, the eight, the nine, the coin, and the 12 and 15 %.)
+# and near labels are near warps; that is why an angle comes as two numbers.
 #
-# One line, as quoted, has a flaw. $(a_5,a_4)$ and $(-a_5,a_4+\pi)$ have the same label, but one stretches where the
-# other squeezes, so that the network is not told which it was. The library takes $|a_5|$ in both columns. The images
-# are alike in law, for an axis at a right angle is as likely, and the label now says it all.
+# One line has a flaw. $(a_5,a_4)$ and $(-a_5,a_4+\pi)$ have the same label, but one stretches where the other
+# squeezes, so that the network is not told which it was. The library takes $|a_5|$ in both columns. The images are
+# alike in law, for an axis at a right angle is as likely, and the label now says it all.
 #
-# Check: the law of the library's labels by counting, and each matrix by what it does to points, written down once
-# more from the table.
+# The check counts what the library draws, and tries each matrix on points, with the table written down once more.
 
 # %%
 # check: EDM Table 6
@@ -3764,8 +3892,8 @@ def near(share, expected, n=200_000):
 assert near((x_flip == 1).double().mean(), 0.5) and near((y_flip == 1).double().mean(), 0.06)
 for used in (w != 0, sin != 0, ax_ != 0, tx != 0):
     assert near(used.double().mean(), 0.12)
-    # normal, or an angle: mean square 1, or ½
 assert ((tx != 0) == (ty != 0)).all()
+# mean squares: 1 of a normal number, ½ of the sine of an angle, and of both multiplied
 for value, power in ((w, 1.0), (sin, 0.5), (ax_, 0.5), (ay_, 0.5), (tx, 1.0), (ty, 1.0)):
     kept = value[value != 0] ** 2
     assert abs(kept.mean() - power) < 4 * kept.std() / len(kept) ** 0.5
@@ -3798,6 +3926,9 @@ for values, point, there in (
     torch.testing.assert_close(
         moved(point, **values), torch.tensor(there, dtype=double), atol=1e-6, rtol=1e-6
     )
+# 0.125 of the width to the right, of the height downwards, on an image of height 8 and width 16
+shift = motion(told(tx=1.0, ty=-2.0), 8, 16)[0, :2, 2]
+torch.testing.assert_close(shift, torch.tensor([2.0, -2.0], dtype=double))
 # the paper's anisotropy: one label, two warps, each the inverse of the other
 warps = []
 for size, angle in ((a, phi), (-a, phi + math.pi)):
@@ -3855,12 +3986,14 @@ plt.show()
 #
 # $$ D(x;\sigma,a)=\mathbb E\big[y\mid y+n=x,\ a\big] \tag{6.22}\label{eq:6-22} $$
 #
-# At $a=0$ this is the denoiser of the images that were left alone, whatever else was trained. The other labels touch
-# it only through what a finite network shares between them; if they help, or harm, it is by that. Without the label
-# one gets $\mathbb E[y\mid x]$ over everything shown, and the samples are of everything shown.
+# At $a=0$ this is the denoiser of the images that were left alone, whatever else was trained; and since the coins do
+# not look at the image, those have the law of the data. The other labels touch it only through what a finite network
+# shares between them; if they help, or harm, it is by that. Without the label one gets $\mathbb E[y\mid x]$ over
+# everything shown, and the samples are of everything shown.
 #
-# No training is needed to see it: the perfect denoiser $\eqref{eq:edm-57}$ of an augmented set *is* the minimum of
-# both losses. We turn every second digit by up to a half turn, one way or the other, and draw from both.
+# No training is needed to see it, because the perfect denoiser $\eqref{eq:edm-57}$ *is* the minimum of the loss: that
+# of all images shown if there is no label, that of the images with the label asked for if there is one. We turn every
+# second digit by up to a half turn, one way or the other, and draw from both.
 
 # %%
 # check: 6.22
@@ -3905,10 +4038,14 @@ plots.show_grid(
 plt.show()
 
 # %% [markdown]
-# So F's trouble is not a leak of principle. Is there an illness for the cure? After 38,400 images the network of E
-# has seen each digit 27 times. Its error on digits it has not seen is larger than on those it has, but hardly more so
-# than that of the linear denoiser, which has nothing of the 1,438 digits but mean and covariance. And the price can
-# be counted: a digit is left alone, with the label that is used in sampling, only if no coin falls.
+# So F's trouble is not a leak of principle. But the price of the warps can be counted: a digit is left alone, with the
+# label that is used in sampling, only if no coin falls, and that happens to fewer than three in ten. Is it all that
+# ails F? Three more rows can tell. "Short E" is E's training on as many digits as F saw plain ones; "long E" and
+# "long F" go on until F has seen as many plain digits as E did.
+#
+# And is there an illness for the cure? A network that has too few examples learns them instead of their law. Its
+# error on digits that it has not seen is then larger than on those it has, and not just by as much as that of the
+# linear denoiser, which has nothing of the 1,438 digits but mean and covariance.
 
 # %%
 middle = asked & (SIGMAS > 0.2)
@@ -3924,51 +4061,60 @@ known, new = (
     torch.tensor(ablation["gaussian"][part], dtype=double)[middle].mean()
     for part in ("training", "held_out")
 )
-print(f"the linear denoiser: held-out over training error {new / known:.3f}")
-gaps = {row: error(row, "held_out") / error(row, "training") for row in ("E", "F")}
-for row, gap in gaps.items():
-    print(
-        f"{row}: held-out over training error "
-        + "  ".join(f"{value:.3f}" for value in gap)
-        + "   held-out error "
-        + "  ".join(f"{value:.4f}" for value in error(row, "held_out"))
-    )
-assert (gaps["E"] > 1).all() and (gaps["E"] < new / known + 0.02).all()
-assert (error("F", "held_out") > error("E", "held_out")).all()
-assert round(ablation["images"] / len(md.digits())) == 27
 left_alone = (labels == 0).all(1).double().mean().item()
-print(
-    f"left alone: {left_alone:.1%} of the examples, {left_alone * ablation['images']:,.0f} in all"
-)
+print(f"left alone: {left_alone:.1%} of F's examples")
 assert near(left_alone, 0.5 * 0.94 * 0.88**4)
-
-# %% tags=["nbval-ignore-output"]
-see = md.DigitsExtractor()
-seen = see(md.digits().pixels, 17).pool
-drawn = md.ode(TWINS["EDM"], start, path, 18)
-short = md.frechet_distance(see(md.decode(drawn.float(), 17), 17).pool, seen)
+plain = {  # digits that no coin has touched
+    row: images * (0.5 * 0.94 * 0.88**4 if row.endswith("F") else 1)
+    for row, images in ablation["images"].items()
+}
+far, unseen, gaps = {}, {}, {}
 print(
-    f"EDM's training after {SHORT.images:,} plain digits (section 6.16): distance {short:.2f}"
+    f"{'':<9}{'examples':>9}{'plain':>9}{'distance':>16}{'held-out error':>19}{'by training':>13}"
 )
-assert short > 2 * worst("E") and SHORT.images < left_alone * ablation["images"] < 12_000
+for row in ("short E", "F", "E", "long F", "long E"):
+    far[row], unseen[row] = of_seeds(row, "distance"), error(row, "held_out")
+    gaps[row] = unseen[row] / error(row, "training")
+    print(
+        f"{row:<9}{ablation['images'][row]:>9,}{plain[row]:>9,.0f}"
+        f"{far[row].mean():>9.2f} ± {far[row].std():.2f}"
+        f"{unseen[row].mean():>11.4f} ± {unseen[row].std():.4f}{gaps[row].mean():>12.3f}"
+    )
+print(f"the linear denoiser: held-out error by training error {new / known:.3f}")
+pairs = (("F", "short E"), ("long F", "E"))
+for with_warps, without in pairs:
+    assert abs(plain[with_warps] / plain[without] - 1) < 0.02
+    assert (far[with_warps] / far[without] - 1).abs().max() < 0.2
+    assert unseen[with_warps].max() < unseen[without].min()
+assert far["long E"].max() < 0.5 * far["long F"].min()
+assert gaps["E"].max() < new / known < gaps["long E"].min()
+assert gaps["long F"].max() < new / known
+assert round(ablation["images"]["long E"] / len(md.digits())) == 93
 
 # %% [markdown]
-# F's error on unseen digits is larger than E's too, so nothing was cured here. Fewer than three of its examples in
-# ten are plain digits, about as many as the short run of section 6.16 saw, and that run's distance is as poor. That
-# this is the reason is our guess; the numbers do not prove it. The paper's runs were five thousand times as long, 200
-# million images, and there F is the better in every column.
+# Sorted by the plain digits the rows come in pairs: F draws about as well as short E, and long F as E. To the samples
+# the warped digits gave little and took nothing; they made the training three and a half times as long. On digits not
+# seen the error is a little smaller with them, in both pairs and in all seeds.
+#
+# The illness has only begun. E's two errors are no farther apart than the linear denoiser's; after 93 looks at each
+# digit, in long E, they are, and in long F they are not. By then long E is still much the better of the two. The
+# paper's runs are 1,500 times as long, 200 million images: 4,000 looks at each picture of CIFAR-10, more than a
+# thousand of them plain. There a cure has time to pay, and F is the better in every column.
 
 # %% [markdown]
 # ## 6.20 One network, every solver
 #
 # Training is done with; the rest of the choices can be made after it, for a network of any paper. The model that
-# ships with this book was trained as DDPM (chapter 02). Here it is drawn from along four paths, those of the columns
-# of Table 1 with their own ends and their own spacing of the steps, by four rules: Euler, Heun, the midpoint rule and
-# DPM-Solver++. The second row of the figure has the perfect denoiser of the training digits in the network's place:
-# there is nothing wrong with it, so what is left is the solver's error and that of a finite crowd. The unit of cost
-# is the **evaluation** (NFE in the paper), a call of the network. 18 steps of Heun's method are 35, the last being
-# Euler's; the midpoint rule calls twice in its last step too, and is given one evaluation less than the others: 4, 8,
-# 16, 34.
+# ships with this book was trained as DDPM (chapter 02). Here it draws along four paths, those of the columns of Table
+# 1 with their own ends and their own spacing of the steps, by four rules: Euler, Heun, the midpoint rule and
+# DPM-Solver++. Each time 500 digits are drawn from the same noise, with the network's $\hat x_0$ clipped to $[-1,1]$,
+# and compared with the training digits. The second row of the figure has the perfect denoiser of the training digits
+# in the network's place: there is nothing wrong with it, so what is left is the solver's error and that of a finite
+# crowd.
+#
+# The unit of cost is the **evaluation** (NFE in the paper), a call of the network. 18 steps of Heun's method are 35,
+# the last being Euler's; the midpoint rule calls twice in its last step too, and is given one evaluation less than
+# the others: 4, 8, 16, 34.
 
 # %%
 runs = json.loads(Path("results/edm_samplers.json").read_text())
@@ -4063,6 +4209,9 @@ for k in (1, 2, 3):
     assert score["digits", "edm", "heun"][k] < 0.9 * score["digits", "edm", "euler"][k]
     # with the perfect denoiser it is the other way round
     assert score["ideal", "edm", "heun"][k] > score["ideal", "edm", "euler"][k]
+    # the midpoint rule minds VP's and iDDPM's times no more than EDM's
+    for whose, name in itertools.product(("digits", "ideal"), ("vp", "iddpm")):
+        assert score[whose, name, "midpoint"][k] < 0.55
 for k in (2, 3):
     assert window["edm"][k] < min(window[name][k] for name in STYLES if name != "edm")
 # VE's times and Heun's method: hopeless until 17, whoever denoises
@@ -4075,38 +4224,49 @@ missed = {key for key, value in done.items() if not value}
 assert missed == {("ve", "euler"), ("vp", "heun"), ("ve", "heun"), ("iddpm", "heun")}
 
 # 500 draws of the training digits themselves, five times
+see = md.DigitsExtractor()
+seen = see(md.digits().pixels, 17).pool
 crowds = [
     md.frechet_distance(seen[torch.randint(len(seen), (500,), generator=rng(seed))], seen)
     for seed in range(5)
 ]
 print("500 draws of the training digits: " + "  ".join(f"{value:.2f}" for value in crowds))
+at_the_floor = [score["digits", *key][3] for key, value in done.items() if value]
+part_of_it = sum(crowds) / len(crowds) / (sum(at_the_floor) / len(at_the_floor))
+print(f"on average, as a share of the floor of the twelve: {part_of_it:.2f}")
+assert len(at_the_floor) == 12 and 0.55 < part_of_it < 0.8
 for whose in ("digits", "ideal"):
     for name in STYLES:
         assert 0.8 * min(crowds) < score[whose, name, "dpmpp"][3] < 1.2 * max(crowds)
 
 # %% [markdown]
 # With 35 evaluations twelve of the network's sixteen combinations have come down to the same floor. It is not made by
-# the network, for the perfect denoiser's is as high, and 500 training digits drawn at random are hardly nearer
-# to all 1,438. Above the floor the order is not simple. On $8\times8$ digits everything is decided between
-# $\sigma=0.05$ and 3; iDDPM's list of times, made for another purpose, has the most steps there, and with the trained
-# network it is the best for Euler's method at every budget. EDM's list, $\rho=7$ from 80 to 0.002, from 17 on has the
-# fewest: it goes on far above, and below, where digits are rounded to 17 levels anyway.
+# the network, for the perfect denoiser's is as high, and two thirds of it are there already when 500 training digits
+# are drawn at random and compared with all 1,438.
+#
+# Above the floor the order is not simple. On $8\times8$ digits nearly everything is decided between $\sigma=0.05$ and
+# 3; iDDPM's list of times, made for another purpose, has the most steps there, and with the trained network it is the
+# best for Euler's method at every budget. EDM's list, $\rho=7$ from 80 to 0.002, from 17 on has the fewest. The rest
+# of its steps lie far above the window, or far below, where the rounding to 17 levels hides what they do.
 #
 # VE has no fewer steps there than EDM. But it steps in $t=\sigma^2$, in which even a path that is straight in
 # $\sigma$ is bent, and until 17 evaluations Heun's method makes nothing of it. DPM-Solver++ looks at $\sigma$ alone,
 # whatever the time is called, and has no trouble on the same list.
 #
-# Heun's method is good on EDM's times, for which it was chosen, and on no others. There, with the trained network, it
-# is nearer than Euler's at the same cost from 9 evaluations on. (With the perfect denoiser it is not.) On VP's and
-# iDDPM's times it is worse than Euler's, and as iDDPM's $\sigma(t)$ and $s(t)$ are EDM's, it must be the times. Rule
-# and times are one package after all; only a rule that remembers instead of asking twice does not mind.
+# Heun's method is good on EDM's times, which were chosen for it, and on no others. There, with the trained network,
+# it is nearer than Euler's at the same cost from 9 evaluations on. (With the perfect denoiser it is not.) On VP's and
+# iDDPM's times it is worse than Euler's, and as iDDPM's $\sigma(t)$ and $s(t)$ are EDM's, it must be the times. The
+# midpoint rule, whose second look is half way and not at the far end of a long step, gets on with both from 8
+# evaluations on, though not so soon with VE's. Rule and times are one package after all; of the four rules only the
+# one that remembers instead of asking twice does not mind.
 #
-# The paper's Table 3 makes the changes one after the other and gives for each the lowest number of evaluations whose
-# FID is within 3 % of the lowest seen. "Algorithm 1" has the original choices in the authors' own program; its
-# results are, in the paper's words, "similar but consistently better". Then come Heun's method and the new times;
-# then $\sigma=t$, $s=1$, which VP and VE did not have. RK45 is an adaptive rule, on the new $\sigma$ and $s$. (Tables
-# 3, 4 and 5 are quoted from a single transcription. What the paper's text repeats of them, among it the factors 7.3,
-# 300 and 3.2 by which the evaluations go down, agrees with it; the rest has no second witness.)
+# The paper's Table 3 makes the changes one after the other, for SDE's two networks for CIFAR-10 and ADM's for
+# ImageNet at $64\times64$, and gives for each the lowest number of evaluations whose FID is within 3 % of the lowest
+# seen. "Algorithm 1" has the original choices in the authors' own program; its results are, in the paper's words,
+# "similar but consistently better". Then come Heun's method and the new times; then $\sigma=t$, $s=1$, which VP and
+# VE did not have. RK45 is an adaptive rule, on the new $\sigma$ and $s$. (Tables 3 and 4 are quoted from a single
+# transcription; where the paper's text repeats a number, as in the factors 7.3, 300 and 3.2 by which the evaluations
+# go down, it agrees.)
 #
 # $$\small\begin{array}{lccc}
 # \text{FID}/\text{evaluations}&\text{VP}&\text{VE}&\text{ImageNet-64}\\ \hline
@@ -4121,7 +4281,7 @@ for whose in ("digits", "ideal"):
 # Distances of samples compare crowds, and a crowd of 500 digits is a blunt instrument. All these rules solve the same
 # equation, from the same starting point to the same digit, if one begins at the same $\sigma$. So the errors can be
 # measured directly, image by image, against a solution with very many steps. The network is interpolated between its
-# thousand levels (chapter 03, section 3.27) and not clipped, so that the right side is smooth; all begin at
+# thousand levels (chapter 03, section 3.27) and not clipped, so that the right side has no jumps; all begin at
 # $\sigma=80$, pass $\sigma=0.01$ and end at 0, with 35 evaluations. The numbers are medians over 24 digits of the
 # root mean square over pixels, which have values from $-1$ to 1.
 
@@ -4167,9 +4327,22 @@ for name, value in TABLE.items():
 
 # %%
 # check: EDM Table 3
-# the paper's factors: evaluations of the first row over those of the best of its own
-for first, last, factor in ((256, 35, 7.3), (8192, 27, 300), (250, 79, 3.2)):
-    assert abs(first / last / factor - 1) < 0.02
+PAPER_ODE = torch.tensor(  # FID and evaluations: VP, VE, ImageNet-64
+    [
+        [[2.85, 256], [5.45, 8192], [2.85, 250]],
+        [[2.79, 512], [4.78, 8192], [2.73, 384]],
+        [[2.88, 255], [4.23, 191], [2.64, 79]],
+        [[2.93, 35], [3.73, 27], [2.64, 79]],
+        [[2.94, 115], [3.69, 93], [2.66, 131]],
+    ]
+)
+fid, evaluations = PAPER_ODE.unbind(-1)
+assert (fid[1] < fid[0]).all() and (evaluations[1:4].diff(dim=0) <= 0).all()
+# an adaptive rule: the same FID, for more evaluations
+assert (fid[4] / fid[3] - 1).abs().max() < 0.02 and (evaluations[4] > evaluations[3]).all()
+# the paper's factors: evaluations of the first row over those of the last of its own
+factors = evaluations[0] / evaluations[3]
+assert (factors / torch.tensor([7.3, 300, 3.2]) - 1).abs().max() < 0.02
 original, only_heun, both, all_three, multistep = errors
 assert (
     both < 0.7 * original < original < only_heun and both < 0.8 * all_three < 0.8 * original
@@ -4197,7 +4370,7 @@ assert 0.18 < leap < 0.2
 # "Much faster sampling (35 network evaluations per image)", says the paper's abstract. The network of chapter 02 can
 # test it. On one side are 250 steps of DDPM's chain, the kept steps evenly spaced, as Improved DDPM would take them;
 # on the other 18 steps of Heun's method on the same network, with $\hat x_0$ clipped to $[-1,1]$ in both. Each side
-# draws three sets of 500.
+# draws three sets of 500; behind ± stands the standard error of the mean.
 
 # %%
 SEEDS = runs["seeds"]
@@ -4233,11 +4406,14 @@ print(
     f"Heun − chain: {gap:+.3f} ± {spread:.3f}, {gap / by_chain.mean():+.0%}, "
     f"for {35 / 250:.0%} of the evaluations"
 )
-# within sampling error, or 15 %
-assert abs(gap) < max(2 * spread, 0.15 * by_chain.mean())
+# within sampling error
+assert abs(gap) < spread
 assert (by_heun - free).abs().max() < 0.02
 assert by_chain.max() > 1.8 * by_chain.min()
-assert (thrice("heun 18", "held_out") < thrice("ancestral 250", "held_out")).all()
+# of the digits held out: nearer in each set, by less than two standard errors
+heun_new, chain_new = (thrice(name, "held_out") for name in ("heun 18", "ancestral 250"))
+spread_new = ((heun_new.var() + chain_new.var()) / len(SEEDS)).sqrt()
+assert (heun_new < chain_new).all() and chain_new.mean() - heun_new.mean() < 2 * spread_new
 assert max(by_heun.max(), by_chain.max()) < runs["held_out"]
 assert 600 < description.config.training.images / len(md.digits()) < 800
 
@@ -4246,10 +4422,11 @@ assert 600 < description.config.training.images / len(md.digits()) < 800
 # set of the chain is at half the distance of its worst. (The paper prints the least of three such numbers; with
 # 50,000 samples they differ by some 2 %.)
 #
-# The second block asks for the digits the network was *not* trained on, and there Heun's samples are nearer, in each
-# set. All are nearer to the training digits than the held-out digits are. That is no merit. The shipped network saw
-# every digit some seven hundred times, and section 6.5 told where the perfect training ends: with the training digits
-# themselves. And clipping makes no difference to Heun's samples from this network.
+# The second block asks for the digits the network was *not* trained on. There Heun's samples are nearer in each set,
+# though by less than twice the standard error of the difference. All are nearer to the training digits than the
+# held-out digits are. That is no merit. The shipped network saw every digit some seven hundred times, and section 6.5
+# told where the perfect training ends: with the training digits themselves. And clipping makes no difference to
+# Heun's samples from this network.
 
 # %% [markdown]
 # ## 6.22 Spacing and churn, by distance
@@ -4267,13 +4444,16 @@ for steps in (9, 18):
 
 assert by_rho[18][0] > 10 and by_rho[9][1] > 5
 assert md.EDMPath(rho=1).grid(18)[-2] > 4
-assert max(by_rho[18][2:]) - min(by_rho[18][2:]) < 0.03 and max(by_rho[9][2:]) < 0.35
+# from ρ = 3 on they differ by less than three sets of seeds do
+for steps in (9, 18):
+    assert max(by_rho[steps][2:]) - min(by_rho[steps][2:]) < by_heun.max() - by_heun.min()
 
 # %% [markdown]
-# From $\rho=3$ on the choice cannot be seen. Below it the steps are too even: with $\rho=1$ the last level but one
-# stands above $\sigma=4$, and from there the whole digit is decided in one leap. The paper found the local errors of
-# Heun's method balanced near $\rho=3$, and the FID best between 5 and 10, as if errors at small $\sigma$ cost more
-# than they measure. Digits of 17 levels, looked at by this distance, show nothing of it.
+# From $\rho=3$ on the choice cannot be seen: the distances differ by less than those of three sets of seeds at one
+# $\rho$ (section 6.21). Below it the steps are too even: with $\rho=1$ the last level but one stands above
+# $\sigma=4$, and from there the whole digit is decided in one leap. The paper found the local errors of Heun's method
+# balanced near $\rho=3$, and the FID best between 5 and 10, as if errors at small $\sigma$ cost more than they
+# measure. Digits of 17 levels, looked at by this distance, show nothing of it.
 #
 # **Churn.** Algorithm 2 puts noise back before each step. Section 6.12 showed what that does where the truth is
 # known: nothing in law with a perfect denoiser, and with a wrong one it trades one error for another, so that there
@@ -4290,9 +4470,10 @@ assert max(by_rho[18][2:]) - min(by_rho[18][2:]) < 0.03 and max(by_rho[9][2:]) <
 # \text{both}&2.27/383&2.23/767&1.55/511
 # \end{array}\tag{EDM Table 4}\label{eq:edm-table-4}$$
 #
-# For each network each knob lowers the FID, and both together lower it most. (The authors' own ImageNet model,
-# edm-imagenet64, reaches 1.36 with it; their own CIFAR-10 models do best with none.) Ours has 18 steps, no more
-# evaluations than without churn. Churn is added at every $\sigma$, or in the window $0.05\le\sigma\le3$.
+# For each of the three networks, those of Table 3, each knob lowers the FID, and both together lower it most. (The
+# authors' own ImageNet model reaches 1.36 with churn; their own CIFAR-10 models do best with none.) Ours has 18
+# steps, no more evaluations than without churn. Churn is added at every $\sigma$, or in the window
+# $0.05\le\sigma\le3$.
 
 # %%
 # check: EDM Table 4
@@ -4436,8 +4617,8 @@ assert 2.7 < first[80.0] / first[0.05] < 3
 
 # %% [markdown]
 # **Few steps of a poor network, unclipped.** Chapter 02's clipping of $\hat x_0$ is absent from EDM's algorithms. On
-# the shipped network it is not missed (section 6.21), nor on the ablation's E. The two weakest networks of the
-# ablation, A and B, which answer with the noise, are better with it, in all seeds. And in five steps clipping takes a
+# the shipped network it is not missed (section 6.21), nor on the ablation's E. But A and B, the weakest of the
+# ablation's networks that answer with the noise, are better with it, in all seeds. And in five steps clipping takes a
 # good part off the distance of section 6.16's noise network. Compare samplers under the same clipping, or you compare
 # clipping.
 
@@ -4466,9 +4647,10 @@ assert few["clipped"] < 0.85 * few["as it comes"]
 
 # %% [markdown]
 # **Tables in single precision.** $\sigma=\sqrt{e^{\int\beta}-1}$ subtracts two numbers that are nearly equal when
-# $\sigma$ is small, and iDDPM's recursion does so at every level. In single precision the smallest levels are off in
-# their third or fourth digit. The released models of the paper hold such numbers: 0.0009766 where VP's formula gives
-# 0.001, and 0.0064223 where iDDPM's gives 0.0064254. Our paths compute in double precision, with `expm1`.
+# $\sigma$ is small, and iDDPM's recursion does so at every level. In single precision the smallest level of VP is off
+# by more than two per cent, that of iDDPM in its fourth digit. The released models of the paper hold such numbers:
+# 0.0009766 where VP's formula gives 0.0010005, and 0.0064223 where iDDPM's gives 0.0064254. Our paths compute in
+# double precision, with `expm1`.
 
 # %% tags=["nbval-ignore-output"]
 grown = torch.tensor(0.5 * 19.9 * 1e-5**2 + 0.1 * 1e-5, dtype=torch.float32)
@@ -4482,7 +4664,8 @@ for k in range(1000, 0, -1):
     if k == 1000:
         smallest = level.item()
 print(f"iDDPM, u_999: {smallest:.7f} in single precision, {md.IDDPMPath().u[999]:.7f} exact")
-assert single == 2.0**-10 and abs(vp_line.sigma(1e-5) - 1e-3) < 1e-6
+assert single == 2.0**-10 and abs(vp_line.sigma(1e-5) - 0.0010005) < 1e-8
+assert vp_line.sigma(1e-5) / single > 1.02
 assert 1e-6 < abs(smallest - md.IDDPMPath().u[999]) < 1e-5
 
 # %% [markdown]
@@ -4547,8 +4730,8 @@ assert means["rounded"] - means["cut off"] > 0.15 and far["cut off"] > 1.2 * far
 # $x_t=\sqrt{\bar\alpha_t}\,x_0+\sqrt{1-\bar\alpha_t}\,\epsilon$. Write it as a column of Table 1: with
 # $x=x_t/\sqrt{\bar\alpha_t}=x_0+\sigma\epsilon$, find $c_{\mathrm{in}}$, $c_{\mathrm{skip}}$ and $c_{\mathrm{out}}$
 # as functions of $\sigma$. Which member of EDM's family is it? Which $\lambda$ makes the loss $\eqref{eq:edm-8}$ the
-# plain mean square of $v$? For which data is the mean square of its target 1 at every $\sigma$? (Section 6.8 told the
-# end; here is the way.)
+# plain mean square error of the network's $v$? For which data is the mean square of its target 1 at every $\sigma$?
+# (Section 6.8 told the end; here is the way.)
 
 # %% [markdown] nbgrader={"grade": true, "grade_id": "v_is_a_column", "locked": false, "points": 3, "schema_version": 3, "solution": true, "task": false}
 # <!-- ### BEGIN SOLUTION -->
@@ -4562,8 +4745,8 @@ assert means["rounded"] - means["cut off"] > 0.15 and far["cut off"] > 1.2 * far
 # $$ D=\frac{1}{1+\sigma^2}\,x-\frac{\sigma}{\sqrt{1+\sigma^2}}\,v. $$
 #
 # $c_{\mathrm{skip}}=1/(1+\sigma^2)$, $c_{\mathrm{out}}=-\sigma/\sqrt{1+\sigma^2}$: EDM's column with $\sigma_d=1$,
-# but for the sign of the answer. The loss weighs the square of the answer with $\lambda c_{\mathrm{out}}^2$; it is 1
-# for $\lambda=(1+\sigma^2)/\sigma^2$, again EDM's with $\sigma_d=1$. The target's mean square is
+# but for the sign of the answer. The loss weighs the square of the answer's error with $\lambda c_{\mathrm{out}}^2$,
+# which is 1 for $\lambda=(1+\sigma^2)/\sigma^2$, again EDM's with $\sigma_d=1$. The target's mean square is
 # $\bar\alpha+(1-\bar\alpha)\,\mathbb E[x_0^2]$, which is 1 at every $\sigma$ exactly for data of mean square 1.
 #
 # </details>
@@ -4624,7 +4807,8 @@ assert torch.allclose(
 shape = (5, 2, 3, 3)
 given = torch.randn(shape, generator=rng(21), dtype=double)
 several = torch.tensor([0.01, 0.3, 1.0, 7.0, 60.0], dtype=double)
-busy = lambda x, c: torch.tanh(x + 0.1) * c.reshape(-1, 1, 1, 1).cos() + 0.2
+# neither even nor odd in c
+busy = lambda x, c: torch.tanh(x + 0.1) * (c.reshape(-1, 1, 1, 1) + 0.3).cos() + 0.2
 for data in (0.5, 0.847, 2.0):
     # the library's denoiser, for three σ_data
     torch.testing.assert_close(
@@ -4734,9 +4918,9 @@ assert abs(t_hat - seen_by[0][1]) < 1e-9
 # **Exercise 6.6 (4 points, an experiment).** Nine evaluations, five steps of Heun's method. For the perfect denoiser
 # of the training digits (`md.IdealDenoiser`), measure the distance of 300 samples to the training digits over
 # $\rho\in\{1,3,5,7,12\}$ and $\sigma_{\max}\in\{5,20,80\}$, with $\sigma_{\min}=0.01$. Do it twice, with other noise.
-# Which differences are larger than the dice, and is the paper's pair among the good ones? Say why $\rho=1$ needs a
-# small $\sigma_{\max}$, what the price of a too small one is, and why this does not tell you the best $\rho$ for
-# photographs.
+# Which differences are larger than chance makes them, and is the paper's pair among the good ones? Say why $\rho=1$
+# needs a small $\sigma_{\max}$, what the price of a too small one is, and why this does not tell you the best $\rho$
+# for photographs.
 
 # %% nbgrader={"grade": true, "grade_id": "nine_calls", "locked": false, "points": 2, "schema_version": 3, "solution": true, "task": false} tags=["hide-cell", "nbval-ignore-output"]
 ### BEGIN SOLUTION
@@ -4787,12 +4971,12 @@ for seed, high in itertools.product((23, 24), (5.0, 20.0, 80.0)):
 # $c_{\mathrm{noise}}$; $\lambda(\sigma)$, $p_{\mathrm{train}}$; $\sigma_d$; $\rho$; $S_{\mathrm{churn}}$ and its
 # window.
 #
-# The gap: all our pictures have 64 pixels. Nothing in the equations knows of that, but the commands of every "at the
-# paper's scale" section have so far only been printed. The last chapter is about the whole machine: published
-# weights, the papers' numbers, and what it takes to train on many processors.
+# The gap: the pictures of this chapter have 64 pixels. Nothing in the equations knows of that, but the commands of
+# every "at the paper's scale" section have so far only been printed. The last chapter is about the whole machine:
+# published weights, the papers' numbers, and what it takes to train on many processors.
 #
 # **References.** Karras, Aittala, Aila and Laine, *Elucidating the Design Space of Diffusion-Based Generative
-# Models*, 2022: equations (1)–(269), Algorithms 1–3, Tables 1–6. Lu, Zhou, Bao, Chen, Li and Zhu (2022),
+# Models*, 2022: equations (1)–(270), Algorithms 1–3, Tables 1–6. Lu, Zhou, Bao, Chen, Li and Zhu (2022),
 # *DPM-Solver++*. Karras, Aittala, Hellsten, Laine, Lehtinen and Aila, *Training Generative Adversarial Networks with
 # Limited Data*, 2020: augmentation that does not leak. Salimans and Ho, *Progressive Distillation*, 2022: the
 # prediction $v$. Ascher and Petzold, *Computer Methods for Ordinary Differential Equations and Differential-Algebraic

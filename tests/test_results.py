@@ -148,6 +148,7 @@ def test_edms_ablation_has_the_rows_of_its_script_and_the_best_gaussian_denoiser
     table = script("edm_ablation")
     result = json.loads(table.OUT.read_text())
     assert set(result["rows"]) == {f"{row}, {seed}" for row in table.ROWS for seed in table.SEEDS}
+    assert result["images"] == {row: images for row, (*_, images) in table.ROWS.items()}
     assert result["sigmas"] == pytest.approx(table.SIGMAS.tolist(), rel=1e-5)
     assert all(
         len(row[part]) == len(table.SIGMAS) for row in result["rows"].values() for part in ("held_out", "training")

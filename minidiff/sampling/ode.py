@@ -57,7 +57,7 @@ def rk2(
     cond: dict[str, Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Data:
-    """``ode`` by another rule of second order, for any path (EDM Alg. 3).
+    """``ode`` by another rule of second order, for any path (EDM 270, Alg. 3).
 
     A step looks again at ``alpha`` of its way, and takes 1/(2α) of the slope there and the rest of the first: α = ½ is
     the midpoint rule, ⅔ Ralston's, 1 Heun's. With α below 1 the step to 0 looks again too; from 1 on it is Euler's, for

@@ -4,6 +4,7 @@ WRONG = {
     "wrapped": [
         ("c_noise without the quarter", "sigma.log() / 4", "sigma.log()"),
         ("c_noise = σ", "sigma.log() / 4", "sigma / 4"),
+        ("the sign of c_noise", "sigma.log() / 4", "-sigma.log() / 4"),
         ("c_skip without its square", "(sigma_data / total) ** 2 * x", "sigma_data / total * x"),
         ("c_in left out", "x / total", "x"),
         ("the sign of c_out", "wide * sigma_data / total * answer", "-wide * sigma_data / total * answer"),
