@@ -173,7 +173,7 @@ def steps_for(sampler: str, calls: int) -> str:
 def drawn(sampler: str, calls: int) -> Tensor:
     """The digits of the fixed seeds."""
     model, description = md.load("digits")
-    process, sample = choose_sampler(model, sampler, steps_for(sampler, calls), None, None)
+    process, sample = choose_sampler(model, sampler, steps_for(sampler, calls))
     return md.generate(process, model.net, description.shape, SEEDS, sampler=sample)
 
 

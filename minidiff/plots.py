@@ -20,6 +20,7 @@ from minidiff.data import decode, encode
 
 INK, BLUE, ORANGE, GREEN, ROSE = "#1b1b1b", "#1f4e9c", "#e08214", "#36865a", "#dea4c4"
 CYCLE = [BLUE, ORANGE, INK, GREEN, ROSE]
+PAD = 4  # pixels between the images of a grid
 
 
 def style() -> None:
@@ -47,7 +48,7 @@ def style() -> None:
     )
 
 
-def tile(images: Tensor, columns: int | None = None, pad: int = 4) -> np.ndarray:
+def tile(images: Tensor, columns: int | None = None) -> np.ndarray:
     """Lay images (n, channel, height, width) in [-1, 1] out as one picture (H, W, 3) in [0, 1], white between them.
 
     Images lower than 64 pixels are enlarged smoothly (bicubic), because the eye reads strokes and not blocks.
@@ -58,9 +59,9 @@ def tile(images: Tensor, columns: int | None = None, pad: int = 4) -> np.ndarray
     n, _, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    picture = torch.ones(3, rows * (height + pad) + pad, columns * (width + pad) + pad)
+    picture = torch.ones(3, rows * (height + PAD) + PAD, columns * (width + PAD) + PAD)
     for k, image in enumerate(images):
-        top, left = pad + (k // columns) * (height + pad), pad + (k % columns) * (width + pad)
+        top, left = PAD + (k // columns) * (height + PAD), PAD + (k % columns) * (width + PAD)
         picture[:, top : top + height, left : left + width] = (image.expand(3, -1, -1) + 1) / 2
     return picture.permute(1, 2, 0).numpy()
 
@@ -91,11 +92,6 @@ def show_grid(
     return ax
 
 
-def save_grid(images: Tensor, path: Path | str, columns: int | None = None) -> None:
-    """Write images (n, channel, height, width) in [-1, 1] as one PNG."""
-    plt.imsave(path, np.ascontiguousarray(tile(images, columns)))
-
-
 def save_samples(x: Tensor, path: Path | str, levels: int | None = None, columns: int | None = None) -> None:
     """Write samples as one PNG: images as a grid (of so many columns), points of the plane as such, sequences as the
     rows of an image.
@@ -104,7 +100,8 @@ def save_samples(x: Tensor, path: Path | str, levels: int | None = None, columns
     runs over two of its standard deviations.
     """
     if x.ndim == 4:
-        save_grid(x / 2 if levels is None else encode(decode(x, levels), levels), path, columns)
+        images = x / 2 if levels is None else encode(decode(x, levels), levels)
+        plt.imsave(path, np.ascontiguousarray(tile(images, columns)))
     elif x.shape[1] == 2:
         figure, ax = plt.subplots(figsize=(4, 4))
         ax.scatter(x[:, 0], x[:, 1], s=4, linewidths=0, color=BLUE)

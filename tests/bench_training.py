@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minidiff import Description, Images, recipe
+from minidiff import Description, Images, processes, recipe
 from minidiff.training import Execution, State, begin, distributed, process_group, time_sampler, train
 from minidiff.training.loop import train_step
 
@@ -240,22 +240,22 @@ def one_of_two() -> None:
     data, single, joint = images(of), fresh(of), fresh(of)
     joined = distributed.joined(joint.model.train())
     ways = {
-        "alone": lambda: distributed.rank() or train_step(single, data, whole, single.model.train()),
+        "alone": lambda: processes.rank() or train_step(single, data, whole, single.model.train()),
         "shared": lambda: train_step(joint, data, share, joined),
         "apart": lambda: train_step(single, data, share, single.model.train()),
     }
     took: Times = {f"{way}, {clock}": [] for way in ways for clock in ("wall", "process")}
     for _ in range(ROUNDS["two"] + 1):
         for way, run in ways.items():
-            distributed.any_of(False)
+            processes.any_of(False)
             wall, process = perf_counter(), process_time()
             run()
             process = process_time() - process
-            distributed.any_of(False)  # the slower one decides
+            processes.any_of(False)  # the slower one decides
             took[f"{way}, wall"].append(perf_counter() - wall)
-            mean = distributed.mean(torch.tensor(process, dtype=torch.float64)).item()
+            mean = processes.mean(torch.tensor(process, dtype=torch.float64)).item()
             took[f"{way}, process"].append(2 * mean if way == "alone" else mean)
-    if distributed.rank() == 0:
+    if processes.rank() == 0:
         print(json.dumps({name: each[1:] for name, each in took.items()}))
 
 

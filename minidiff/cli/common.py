@@ -10,23 +10,47 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from minidiff.data import decode, encode
+from minidiff.data import Images, Points, decode, encode, load_data
 from minidiff.data.centre_crop import eight_bits
 from minidiff.diffusion import NoisyClassifier
 from minidiff.pretrained import load
+from minidiff.processes import own_device
 from minidiff.training import Description, Model
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def choose_device(name: Device) -> torch.device:
-    """The named device; by itself a CUDA GPU, or the CPU. Raises ValueError where the named one is missing."""
+    """The named device; by itself a CUDA GPU, or the CPU; under torchrun the process's own.
+
+    Raises ValueError where the named one is missing, and for fewer GPUs than processes.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present[name]:
         raise ValueError(f"--device {name}: this machine, or this build of torch, has none. Take --device cpu.")
-    return torch.device(name)
+    return own_device(torch.device(name))
+
+
+def check_folder(out: Path | None) -> None:
+    """Raises ValueError for a file where a folder is to be."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give --out a folder.")
+
+
+def check_drawn(n: int, seed: int, batch: int) -> None:
+    """Raises ValueError for numbers that no samples can have."""
+    if n < 1 or seed < 0 or batch < 1:
+        raise ValueError(f"-n {n} --seed {seed} --batch {batch}: n and batch ≥ 1, seed ≥ 0.")
+
+
+def check_runs(runs: Sequence[Path], example: str) -> None:
+    """Raises ValueError for no run, and for one that is named twice."""
+    if not runs:
+        raise ValueError(f"name at least one run: {example}.")
+    if len(set(runs)) < len(runs):
+        raise ValueError("a run is named twice: name each once.")
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
@@ -43,6 +67,26 @@ def load_diffusion(path: Path, weights: str | None = None) -> tuple[Model, Descr
             f"does: minidiff sample RUN --classifier {path}."
         )
     return model, description
+
+
+def held_out_data(path: Path, description: Description, source: str | None) -> Images | Points:
+    """What a run held out of its data, or what another source does. Raises ValueError for data of another kind."""
+    own = description.config.data
+    data = load_data(source or own.source, split="test", labels=own.labels, low_res=own.low_res)
+    if (data.shape, data.levels) != (description.shape, description.levels):
+        raise ValueError(
+            f"{path} was trained on {description.shape} in {description.levels or 'no'} levels, not {data.shape} in "
+            f"{data.levels or 'no'} levels: its losses and bits for such data mean nothing."
+        )
+    return data
+
+
+def numbers(classes: str | None) -> list[int]:
+    """What --classes names, such as 3,7. Raises ValueError for anything but whole numbers."""
+    named = classes.split(",") if classes else []
+    if not all(each.isdecimal() for each in named):
+        raise ValueError(f"--classes {classes}: give whole numbers and commas, as 3,7.")
+    return [int(each) for each in named]
 
 
 def classes_of(net: object, seeds: Sequence[int], classes: Sequence[int] = ()) -> dict[str, Tensor]:

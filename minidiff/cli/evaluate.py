@@ -12,7 +12,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place
+from minidiff.cli.common import Device, check_folder, choose_device, classes_of, load_diffusion, place
 from minidiff.data import decode
 from minidiff.evaluation import (
     METRICS,
@@ -27,10 +27,11 @@ from minidiff.evaluation import (
     evaluate,
     open_images,
     open_reference,
-    process_group,
 )
 from minidiff.evaluation.sample_folder import CARD
+from minidiff.files import write_text
 from minidiff.pretrained import names
+from minidiff.processes import process_group, rank, size
 from minidiff.sampling import generate
 from minidiff.training import Description, Model, newest
 
@@ -72,8 +73,7 @@ def run(argv: list[str]) -> None:
     if (options.n is not None and options.n < 2) or options.seeds < 1 or options.batch < 1:
         raise ValueError(f"-n {options.n} --seeds {options.seeds} --batch {options.batch}: n ≥ 2, seeds and batch ≥ 1.")
     metrics = check_metrics(options.metrics.split(","))
-    if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    check_folder(options.out)
     device = choose_device(options.device)
     sets, source = image_sets(options, device)
     if options.reference is None and source is None:
@@ -83,16 +83,17 @@ def run(argv: list[str]) -> None:
     check(sets[0], reference, extractor, metrics)
 
     scores, known = [], reference.images.n if reference.images else 0
-    with process_group() as (rank, world):
-        quiet = True if rank else None  # None: a bar only on a terminal
+    with process_group(device):
+        first_process = rank() == 0
+        quiet = None if first_process else True  # None: a bar only on a terminal
         with (
             tqdm(total=known, unit=" images", desc="reference", leave=False, disable=quiet) as first,
-            tqdm(total=sum(images.n for images in sets) // world, unit=" images", disable=quiet) as bar,
+            tqdm(total=sum(images.n for images in sets) // size(), unit=" images", disable=quiet) as bar,
         ):
             for images in sets:
                 told = {"batch": options.batch, "on_batch": bar.update, "on_reference": first.update}
                 scores.append(evaluate(images, reference, extractor, metrics, **told))
-    if rank == 0:
+    if first_process:
         path = write(scores, options, shlex.join(["minidiff", "evaluate", *argv]))
         print(f"{table(scores)}\nwritten to {path}")
 
@@ -151,7 +152,6 @@ def write(scores: list[Scores], options: Options, command: str) -> Path:
     folder, own = options.out, options.run.parent.parent if options.run.parent.name == "checkpoints" else options.run
     if folder is None:
         folder = own if (own / "checkpoints").is_dir() else Path("evaluations")
-    folder.mkdir(parents=True, exist_ok=True)
     made_of = [
         {key: value for key, value in each.to_dict().items() if key not in ("values", "torch")} for each in scores
     ]
@@ -159,9 +159,7 @@ def write(scores: list[Scores], options: Options, command: str) -> Path:
     tag = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
     path = folder / f"evaluation-{scores[0].extractor}-n{scores[0].n}-{tag}.json"
     content = {"command": command, "scores": [each.to_dict() for each in scores], **summary(scores)}
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

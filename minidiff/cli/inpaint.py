@@ -12,9 +12,12 @@ from tqdm import tqdm
 
 from minidiff.cli.common import (
     Device,
+    check_drawn,
+    check_folder,
     choose_device,
     classes_of,
     load_diffusion,
+    numbers,
     open_picture,
     place,
     read_image,
@@ -56,24 +59,20 @@ class Options:
 def run(argv: list[str]) -> None:
     """Write a picture, of the image with its hole and then of the samples, and the samples as an .npz array."""
     options = tyro.cli(Options, args=argv, prog="minidiff inpaint")
-    if options.n < 1 or options.seed < 0 or options.batch < 1:
-        raise ValueError(f"-n {options.n} --seed {options.seed} --batch {options.batch}: n and batch ≥ 1, seed ≥ 0.")
-    named = options.classes.split(",") if options.classes else []
-    if not all(each.isdecimal() for each in named):
-        raise ValueError(f"--classes {options.classes}: give whole numbers and commas, as 3,7.")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    check_drawn(options.n, options.seed, options.batch)
+    check_folder(options.out)
+    classes = numbers(options.classes)
     device = choose_device(options.device)
     model, description = load_diffusion(options.run, options.weights)
     if isinstance(model.process, EDM):
         raise ValueError(f"{options.run}: EDM has no chain whose steps could be told what is known.")
     if getattr(model.net, "low_res", False):
         raise ValueError(f"{options.run} enlarges images, and draws none by itself.")
-    process, sampler = choose_sampler(place(model, device), "ancestral", options.steps, None, None)
+    process, sampler = choose_sampler(place(model, device), "ancestral", options.steps)
     image = read_image(options.image, description, "IMAGE")
     hole = read_mask(options.mask, image)
     seeds = range(options.seed, options.seed + options.n)
-    cond = classes_of(model.net, seeds, [int(each) for each in named])
+    cond = classes_of(model.net, seeds, classes)
     options.out.mkdir(parents=True, exist_ok=True)
 
     process = place(process, device)

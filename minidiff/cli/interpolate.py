@@ -10,7 +10,16 @@ import torch
 import tyro
 from torch import Tensor
 
-from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place, read_image, write_samples
+from minidiff.cli.common import (
+    Device,
+    check_folder,
+    choose_device,
+    classes_of,
+    load_diffusion,
+    place,
+    read_image,
+    write_samples,
+)
 from minidiff.cli.samplers import choose_sampler, kept_steps
 from minidiff.diffusion import EDM, GaussianDiffusion, draw
 from minidiff.sampling import ddim, ddim_encode, per_image_noise, slerp
@@ -61,7 +70,7 @@ def run(argv: list[str]) -> None:
     if options.images and name != "ddim":
         raise ValueError(f"--images: they are encoded by DDIM, and this would be decoded by {name}.")
     steps = str(options.steps or (process.steps if isinstance(process, EDM) else min(FEW, process.T)))
-    _, sampler = choose_sampler(place(model, device), name, steps, None, None)
+    _, sampler = choose_sampler(place(model, device), name, steps)
     cond = classes_of(net, [0] * options.n, [int(options.classes)] if options.classes else [])
     cond = {key: rows.to(device) for key, rows in cond.items()}
     ends = [read_image(path, description, "--images") for path in options.images or ()]
@@ -89,8 +98,7 @@ def check(options: Options) -> None:
         raise ValueError(f"-n {options.n} --seeds {options.seeds} --steps {options.steps}: n ≥ 2, seed ≥ 0, steps ≥ 1.")
     if options.classes is not None and not options.classes.isdecimal():
         raise ValueError(f"--classes {options.classes}: give one class, a whole number.")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    check_folder(options.out)
 
 
 def between(starts: Tensor, n: int) -> Tensor:

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, load_diffusion, place
-from minidiff.data import load_data
+from minidiff.cli.common import Device, choose_device, held_out_data, load_diffusion, place
 from minidiff.diffusion import EDM, ContinuousDenoiser, GaussianDiffusion, respace, standard_error
 from minidiff.evaluation import (
     Bound,
@@ -79,13 +78,8 @@ def run(argv: list[str]) -> None:
         ContinuousDenoiser(model.process, model.net).path()  # refuses what no ODE can be solved for
     if options.steps and (options.ode or not isinstance(model.process, GaussianDiffusion)):
         raise ValueError(f"--steps {options.steps}: for the bound of a GaussianDiffusion.")
-    process, own = respace(model.process, options.steps) if options.steps else model.process, description.config.data
-    data = load_data(options.data or own.source, split="test", labels=own.labels, low_res=own.low_res)
-    if (data.shape, data.levels) != (description.shape, description.levels):
-        raise ValueError(
-            f"the data are {data.shape} in {data.levels or 'no'} levels, the model was trained on {description.shape} "
-            f"in {description.levels or 'none'}: bits per dimension of other data mean nothing."
-        )
+    process = respace(model.process, options.steps) if options.steps else model.process
+    data = held_out_data(options.run, description, options.data)
     model, process = place(model, device), place(process, device)
     x0 = data.x[: options.n].to(device, solver_dtype(device))
     generator = torch.Generator(device).manual_seed(options.seed)

@@ -10,8 +10,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, place
-from minidiff.data import Images, Points, load_data
+from minidiff.cli.common import Device, check_runs, choose_device, held_out_data, place
+from minidiff.data import Images, Points
 from minidiff.diffusion import EDM
 from minidiff.evaluation import level_losses
 from minidiff.pretrained import load
@@ -79,10 +79,7 @@ def run(argv: list[str]) -> None:
 
 def check(options: Options) -> None:
     """Raises ValueError for what can't be drawn."""
-    if not options.runs:
-        raise ValueError("name at least one run: minidiff plot runs/digits --out plots.png.")
-    if len(set(options.runs)) < len(options.runs):
-        raise ValueError("a run is named twice: name each once.")
+    check_runs(options.runs, "minidiff plot runs/digits --out plots.png")
     if options.out.suffix not in SUFFIXES or options.out.is_dir():
         raise ValueError(f"--out {options.out}: give a file that ends in {', '.join(SUFFIXES)}.")
     if options.n < 2 or options.levels < 2 or options.batch < 1 or not 0 <= options.seed < 2**63:
@@ -93,13 +90,9 @@ def check(options: Options) -> None:
 
 
 def read(path: Path, options: Options) -> Run:
-    """A run, its record and its held-out data. Raises ValueError for data of another kind."""
+    """A run, its record and its held-out data."""
     model, description = load(path, options.weights)
-    own = description.config.data
-    data = load_data(options.data or own.source, split="test", labels=own.labels, low_res=own.low_res)
-    if (data.shape, data.levels) != (description.shape, description.levels):
-        raise ValueError(f"{path} was trained on {description.shape} in {description.levels} levels, not {data.shape}.")
-    return Run(path, model, description, read_metrics(path), data)
+    return Run(path, model, description, read_metrics(path), held_out_data(path, description, options.data))
 
 
 def by_level(of: Run, options: Options, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

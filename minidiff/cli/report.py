@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
-from minidiff.cli.common import classes_of
+from minidiff.cli.common import check_folder, check_runs, classes_of
 from minidiff.diffusion import NoisyClassifier
 from minidiff.evaluation import INCEPTION_SHA256, Scores, compare
 from minidiff.pretrained import load
@@ -44,12 +44,8 @@ class Run:
 def run(argv: list[str]) -> None:
     """Read everything first, then write the page."""
     options = tyro.cli(Options, args=argv, prog="minidiff report")
-    if not options.runs:
-        raise ValueError("name at least one run: minidiff report runs/digits --out report.")
-    if len(set(options.runs)) < len(options.runs):
-        raise ValueError("a run is named twice: name each once.")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    check_runs(options.runs, "minidiff report runs/digits --out report")
+    check_folder(options.out)
     runs = [read(path) for path in options.runs]
     options.out.mkdir(parents=True, exist_ok=True)
     parts = [
@@ -80,6 +76,7 @@ def configuration(runs: list[Run]) -> str:
     """What was trained, one column for each run."""
 
     def told(values: dict[str, Any]) -> str:
+        values |= {"source": short(values["source"])} if "source" in values else {}
         return ", ".join(f"{name} {value}" for name, value in values.items() if value not in ({}, None))
 
     rows: dict[str, list[Any]] = {"recipe": [each.description.config.recipe for each in runs]}
@@ -162,9 +159,14 @@ def table(group: list[tuple[Run, Scores]]) -> str:
                 rows.append([paper.source, "50,000", *(cell(paper.values, name) for name in shown)])
     of = f", {first.reference_n:,} images" if first.reference_n else ""
     head = f"Extractor {first.extractor}, SHA-256 `{first.extractor_sha256}`; resampling: {first.resampling}. "
-    head += f"Reference {first.reference}{of}."
+    head += f"Reference {short(first.reference)}{of}."
     notes = dict.fromkeys(note for _, found in group for note in found.warning.split("; ") if note)
     return "\n\n".join([head, markdown(["images", "n", *shown], rows), *(f"Note: {note}." for note in notes)])
+
+
+def short(source: str) -> str:
+    """A data source by its name: where it lies on this machine tells a reader nothing."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def cell(values: dict[str, float], name: str) -> str:

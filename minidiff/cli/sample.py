@@ -10,10 +10,20 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minidiff.cli.common import Device, choose_device, classes_of, load_diffusion, place, write_samples
+from minidiff.cli.common import (
+    Device,
+    check_drawn,
+    check_folder,
+    choose_device,
+    classes_of,
+    load_diffusion,
+    numbers,
+    place,
+    write_samples,
+)
 from minidiff.cli.guidance import At, Guide, classifier_free, open_guide
 from minidiff.cli.samplers import Sampler, choose_sampler, usual_sampler
-from minidiff.cli.shards import check_shards, fill, own_device, place_among
+from minidiff.cli.shards import check_shards, fill, place_among
 from minidiff.cli.solvers import SolverOptions
 from minidiff.cli.stages import Drawing, Stage, open_second
 from minidiff.data import encode
@@ -85,7 +95,7 @@ def run(argv: list[str]) -> None:
     """Write a picture of the first hundred, and all of them as an .npz array; or shards."""
     options = tyro.cli(Options, args=argv, prog="minidiff sample")
     check(options)
-    device = own_device(choose_device(options.device))
+    device = choose_device(options.device)
     model, description = load_diffusion(options.run, options.weights)
     kind = options.sampler or usual_sampler(model)
     if options.at and kind != "ancestral":
@@ -114,13 +124,11 @@ def run(argv: list[str]) -> None:
 
 def check(options: Options) -> None:
     """Raises ValueError for numbers that can't be, and for flags that have no meaning without another."""
-    if options.n < 1 or options.seed < 0 or options.batch < 1:
-        raise ValueError(f"-n {options.n} --seed {options.seed} --batch {options.batch}: n and batch ≥ 1, seed ≥ 0.")
+    check_drawn(options.n, options.seed, options.batch)
+    check_folder(options.out)
     sharded = options.format or place_among()[1] > 1
     if options.shard is not None and (options.shard < 1 or not sharded):
         raise ValueError(f"--shard {options.shard}: at least 1, and it has a meaning only with --format.")
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
     for flag, value in (("scale", options.scale), ("classifier-free", options.classifier_free)):
         if value is not None and not 0 <= value < float("inf"):
             raise ValueError(f"--{flag} {value}: give a number of at least 0.")
@@ -191,10 +199,7 @@ def conditions(net: nn.Module, guide: Guide | None, description: Description, op
 
     Raises ValueError for flags that they have no use for, or that they lack.
     """
-    named = options.classes.split(",") if options.classes else []
-    if not all(name.isdecimal() for name in named):
-        raise ValueError(f"--classes {options.classes}: give whole numbers and commas, as 3,7.")
-    cond = classes_of(guide or net, range(options.seed, options.seed + options.n), [int(name) for name in named])
+    cond = classes_of(guide or net, range(options.seed, options.seed + options.n), numbers(options.classes))
     if bool(options.low_res) != getattr(net, "low_res", False):
         wanted = "no smaller image" if options.low_res else "a smaller image of each: give their file or folder"
         raise ValueError(f"--low-res {options.low_res}: this network takes {wanted}.")

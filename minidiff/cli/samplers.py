@@ -24,8 +24,8 @@ def choose_sampler(
     model: Model,
     name: Sampler,
     steps: str | None,
-    eta: float | None,
-    spacing: Spacing | None,
+    eta: float | None = None,
+    spacing: Spacing | None = None,
     guided: Callable[[Denoise], Denoise] = lambda denoise: denoise,
     solver: SolverOptions | None = None,
 ) -> tuple[nn.Module, Callable[..., Tensor]]:

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from minidiff.cli.stages import Drawing
@@ -13,17 +12,6 @@ from minidiff.evaluation import SampleFolder
 def place_among() -> tuple[int, int]:
     """Which process this is, from 0, and how many there are: as torchrun says, or 0 of 1."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def own_device(device: torch.device) -> torch.device:
-    """This process's GPU among those of its machine. Raises ValueError for fewer GPUs than processes."""
-    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
-        return device
-    local, present = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= present:
-        raise ValueError(f"process {local} of this machine has no GPU of its own: --nproc-per-node {present}.")
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
 
 
 def check_shards(samples: SampleFolder) -> None:

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from minidiff import training
-from minidiff.cli.common import Device, choose_device, place
+from minidiff.cli.common import Device, check_folder, choose_device, place
 from minidiff.cli.watch import grids_every, is_first, samples, say, train_with_bar
 from minidiff.data import Images, Points, Shards, load_data
 from minidiff.diffusion import NoisyClassifier
@@ -122,8 +122,7 @@ def prepare(config: Config, options: Options, device: torch.device) -> tuple[Sta
     latest = training.newest(options.out)
     if latest and not options.resume:
         raise ValueError(f"{options.out} holds a run already: add --resume to go on with it, or give another --out.")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"{options.out} is a file: give --out a folder.")
+    check_folder(options.out)
     if training.in_use(options.out):
         raise ValueError(f"{options.out} is in use: another process trains there. Wait for it, or give another --out.")
     data = config.data

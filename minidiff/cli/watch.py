@@ -152,7 +152,7 @@ def samples(model: Model, description: Description, images: Images | Points, n: 
         _, cond = images.batch(torch.arange(n) % len(images), torch.Generator().manual_seed(0))
     if few and isinstance(model.process, EDM | GaussianDiffusion):
         name, most = ("heun", model.process.steps) if isinstance(model.process, EDM) else ("ddim", model.process.T)
-        told["sampler"] = choose_sampler(model, name, str(min(FEW, most)), None, None)[1]
+        told["sampler"] = choose_sampler(model, name, str(min(FEW, most)))[1]
     with tqdm(total=n, desc="samples", disable=True if few else None) as bar:
         told |= {"device": next(model.parameters()).device, "on_batch": bar.update, "cond": cond}
         return generate(model.process, model.net, description.shape, range(n), **told)

@@ -7,24 +7,3 @@ from .load import load_data
 from .prepare import prepare_images
 from .shards import Shards
 from .toys import Mixture, Points, heartbeats, is_heartbeat, swiss_roll, swiss_roll_log_prob
-
-__all__ = [
-    "Images",
-    "Mixture",
-    "Points",
-    "Shards",
-    "augmented",
-    "dead_leaves",
-    "decode",
-    "digits",
-    "draw_augmentation",
-    "encode",
-    "heartbeats",
-    "held_out",
-    "is_heartbeat",
-    "load_data",
-    "load_images",
-    "prepare_images",
-    "swiss_roll",
-    "swiss_roll_log_prob",
-]

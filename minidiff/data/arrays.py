@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from minidiff.files import read_npz
+
 Parts = dict[str, tuple[np.ndarray, Any]]  # of train, and of test if there is one: images, and labels or None
 GZIP, BYTES = b"\x1f\x8b", b"\0\0\x08"  # how files begin: what gzip packed, and bytes in MNIST's idx format
 CIFAR = {  # in each archive: of the training images, of the test images, of the class names; labels, class names
@@ -19,13 +21,9 @@ CIFAR = {  # in each archive: of the training images, of the test images, of the
 }
 
 
-def read_npz(path: Path) -> Parts:
+def read_image_arrays(path: Path) -> Parts:
     """Of ``images`` with ``labels``, ``test_images`` and ``test_labels`` if there are any; or OpenAI's arr_0, arr_1."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # a zip can be broken in many ways, and each has an exception of its own
-        raise ValueError(f"{path} can't be read as an .npz file: {error}") from error
+    arrays = read_npz(path)
     if int(arrays.get("levels", 256)) != 256:
         raise ValueError(f"{path} holds images of {arrays['levels']} levels: shards have 256.")
     if "images" in arrays:

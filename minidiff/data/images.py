@@ -1,6 +1,7 @@
 """Images as they are stored, and as a diffusion sees them."""
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -31,6 +32,7 @@ def decode(x: Float[Tensor, "..."], levels: int) -> UInt8[Tensor, "..."]:
     return ((x + 1) / 2 * (levels - 1)).round().clamp(0, levels - 1).to(torch.uint8)
 
 
+@dataclass(eq=False, repr=False)
 class Images:
     """Images in memory, or in files: pixels (n, channel, height, width) of ``levels`` values, labels (n,) if known.
 
@@ -41,21 +43,15 @@ class Images:
     ``augment``.
     """
 
-    def __init__(
-        self,
-        pixels: UInt8[Tensor, "n channel height width"] | Shards,
-        levels: int = 256,
-        labels: Int[Tensor, " n"] | None = None,
-        flip: bool = False,
-        crop: float = 1.0,
-        give_labels: bool = False,
-        low_res: int = 1,
-        augment: float = 0.0,
-        drop_labels: float = 0.0,
-    ):
-        self.pixels, self.levels, self.labels = pixels, levels, labels
-        self.flip, self.crop, self.give_labels, self.low_res = flip, crop, give_labels, low_res
-        self.augment, self.drop_labels = augment, drop_labels
+    pixels: UInt8[Tensor, "n channel height width"] | Shards
+    levels: int = 256
+    labels: Int[Tensor, " n"] | None = None
+    flip: bool = False
+    crop: float = 1.0
+    give_labels: bool = False
+    low_res: int = 1
+    augment: float = 0.0
+    drop_labels: float = 0.0
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import UnidentifiedImageError
 
+from minidiff.files import sha256, take_lock, write_text, write_whole
+
 from .centre_crop import RULE, centre_crop, eight_bits
-from .shards import BEGUN, CARD, FORMAT, checksum, damaged, intact, read_json
+from .shards import BEGUN, CARD, FORMAT, damaged, intact, read_json
 from .sources import Item, Part, Source, is_named_as_image, open_source
 
 SHARD = 2**28  # bytes of a file, and of the memory that this takes
@@ -46,8 +48,9 @@ def prepare_images(
     orientation is heeded. The card, written last, makes the set whole: killed at any moment and called again, this
     keeps the shards whose checksums are right. ``on_images`` is told how many images are done, and of how many.
 
-    Raises ValueError, before anything is written, for what can't be prepared and for a folder that holds something
-    else; and OSError with a list of all corrupt images, unless ``skip_corrupt``.
+    Raises ValueError, before anything is written, for what can't be prepared, and for a folder that holds something
+    else or in which another process prepares images; and OSError with a list of all corrupt images, unless
+    ``skip_corrupt``.
     """
     out, found = Path(out), open_source(source)
     workers = _cores() if workers is None else workers
@@ -57,12 +60,26 @@ def prepare_images(
         raise ValueError(f"{out} lies inside of {source}, whose files are images to prepare: give a folder elsewhere.")
     if len(found.parts["train"].names) < FEWEST:
         raise ValueError(f"{source} holds {len(found.parts['train'].names)} images: at least {FEWEST} are needed.")
-    card = _begin(out, source, found, size, 1 if grey else found.channels)
-    if (out / CARD).is_file():
+    asked = _asked(source, found, size, 1 if grey else found.channels)
+    card = _present(out, asked)
+    if (out / CARD).is_file() and not damaged(out, card):
         return card
 
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as lock:
+        if not take_lock(lock):
+            raise ValueError(f"{out} is in use: another process prepares images there. Wait for it, or give another.")
+        card = _begin(out, asked)
+        if not (out / CARD).is_file():  # another process may have made it whole a moment ago
+            _fill(out, card, found, workers, on_images)
+            _finish(out, card, found, skip_corrupt)
+    return card
+
+
+def _fill(out: Path, card: Card, found: Source, workers: int, on_images: Callable[[int, int], object]) -> None:
+    """Make all shards that are not there, by several processes."""
     with ProcessPoolExecutor(workers, initializer=_begin_worker) as pool:
-        make = partial(_make, size=size, channels=card["channels"])
+        make = partial(_make, size=card["size"], channels=card["channels"])
         try:
             _make_shards(out, card, found, partial(_in_order, pool, make, 4 * workers), on_images)
         except BrokenProcessPool as error:
@@ -71,8 +88,6 @@ def prepare_images(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
-    _finish(out, card, found, skip_corrupt)
-    return card
 
 
 # ---- in the processes that make images ------------------------------------------------------------------------------
@@ -105,9 +120,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin(out: Path, source: str | Path, found: Source, size: int, channels: int) -> Card:
-    """The card of what is in the folder already, or a new one. Raises ValueError where that is something else."""
-    asked = {
+def _asked(source: str | Path, found: Source, size: int, channels: int) -> Card:
+    """What decides the bytes of a set."""
+    return {
         "format": FORMAT,
         "kind": found.kind,
         "source": str(Path(source).resolve() if Path(source).exists() else source),
@@ -118,14 +133,15 @@ def _begin(out: Path, source: str | Path, found: Source, size: int, channels: in
         "resize": RULE,
         "versions": {name: version(name) for name in ("minidiff", "pillow")},
     }
+
+
+def _present(out: Path, asked: Card) -> Card | None:
+    """The card of what is in the folder already, if anything is. Raises ValueError where that is something else."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder.")
     present = [path.name for path in out.glob("*") if not path.name.startswith(".")]
     if not present:
-        out.mkdir(parents=True, exist_ok=True)
-        card = asked | {"parts": {split: {"shards": {}, "labels": {}} for split in found.parts}}
-        _write_json(out / BEGUN, card)
-        return card
+        return None
     if CARD not in present and BEGUN not in present:
         raise ValueError(f"{out} holds other files, such as {min(present)}: give a new folder.")
     card = read_json(out / (CARD if CARD in present else BEGUN))
@@ -134,7 +150,16 @@ def _begin(out: Path, source: str | Path, found: Source, size: int, channels: in
         key = changed[0]
         was = "other images" if key == "identity" else f"{key} {card[key]}, not {asked[key]}"
         raise ValueError(f"{out} was begun with {was}: give another folder, or remove this one.")
-    if CARD in present and damaged(out, card):
+    return card
+
+
+def _begin(out: Path, asked: Card) -> Card:
+    """The card of what is in the folder, now that no other writes there, or a new one; a damaged set is unfinished."""
+    card = _present(out, asked)
+    if card is None:
+        card = asked | {"parts": {split: {"shards": {}, "labels": {}} for split in asked["identity"]}}
+        _write_json(out / BEGUN, card)
+    elif (out / CARD).is_file() and damaged(out, card):
         os.replace(out / CARD, out / BEGUN)
     return card
 
@@ -218,23 +243,10 @@ def _finish(out: Path, card: Card, found: Source, skip_corrupt: bool) -> None:
 
 
 def _write(path: Path, array: np.ndarray) -> dict[str, Any]:
-    """Write a file under another name, have it on the disk, rename it, and return its entry in the card."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} can't be written: {error}") from error
-    return {"images": len(array), "bytes": path.stat().st_size, "sha256": checksum(path)}
+    """Write an array, and return its entry in the card."""
+    write_whole(path, lambda file: np.save(file, array))
+    return {"images": len(array), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _write_json(path: Path, card: Card) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w") as file:
-        json.dump(card, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, json.dumps(card, indent=1))

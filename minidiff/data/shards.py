@@ -1,6 +1,5 @@
 """A prepared data set: a folder of memory-mapped files, which give a batch without reading the rest."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
+
+from minidiff.files import sha256
 
 FORMAT = 1  # of the card; raised when an old one would be misread
 CARD, BEGUN = "card.json", "unfinished.json"  # written last, when all is there; and until then
@@ -108,10 +109,4 @@ def damaged(folder: Path, card: dict[str, Any]) -> list[str]:
 
 def intact(path: Path, file: dict[str, Any]) -> bool:
     """Whether a file is what its entry in the card says."""
-    return path.is_file() and path.stat().st_size == file["bytes"] and checksum(path) == file["sha256"]
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and path.stat().st_size == file["bytes"] and sha256(path) == file["sha256"]

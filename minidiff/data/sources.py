@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .arrays import BYTES, GZIP, Parts, read_cifar, read_mnist, read_npz
+from .arrays import BYTES, GZIP, Parts, read_cifar, read_image_arrays, read_mnist
 
 Item = Path | bytes | np.ndarray  # an image file, its content, or pixels (height, width) or (height, width, 3), uint8
 READABLE = (
@@ -67,7 +67,7 @@ def open_source(source: str | Path) -> Source:
             return _hugging_face("parquet", data_files=str(path))
         if zipfile.is_zipfile(path):
             is_npz = {Path(name).suffix for name in zipfile.ZipFile(path).namelist()} == {".npy"}
-            return _pixels(f"npz {path}", read_npz(path)) if is_npz else _zip(path)
+            return _pixels(f"npz {path}", read_image_arrays(path)) if is_npz else _zip(path)
         if tarfile.is_tarfile(path):
             kind, parts, classes = read_cifar(path)
             return _pixels(f"{kind} {path}", parts, classes)

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+MEAN_SQUARE = (1.5 * math.pi) ** 2 * (1 + 2 + 4 / 3) / 2  # of the roll's spiral: E[angle²] / 2, for u uniform on [0, 1]
+
 
 class Points:
     """Points, sequences or images x (n, *dims) as a training set, seen as they are; levels=2 says: all are 0 or 1."""
@@ -35,11 +37,8 @@ def swiss_roll(n: int, generator: torch.Generator, noise: float = 0.05) -> Float
     The paper prints neither spiral nor noise; here the angle is 1.5π(1 + 2u), the radius equals the angle, and the
     noise is relative to the root mean square of the roll. The scale is the distribution's own, not the sample's.
     """
-    u = torch.rand(n, 1, generator=generator, dtype=torch.float64)
-    angle = 1.5 * math.pi * (1 + 2 * u)
-    roll = torch.cat([angle * angle.cos(), angle * angle.sin()], dim=1)
-    mean_square = (1.5 * math.pi) ** 2 * (1 + 2 + 4 / 3) / 2  # E[angle²] / 2, for u uniform on [0, 1]
-    roll = roll / mean_square**0.5 + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    roll = _spiral(torch.rand(n, generator=generator, dtype=torch.float64)) / MEAN_SQUARE**0.5
+    roll = roll + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
     return roll / (1 + noise**2) ** 0.5
 
 
@@ -53,15 +52,19 @@ def swiss_roll_log_prob(x: Float[Tensor, "n 2"], noise: float = 0.05) -> Float[T
     node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(8))
     u = ((torch.arange(panels)[:, None] + (node + 1) / 2) / panels).flatten()
     log_weight = torch.log(weight / 2 / panels).repeat(panels)
-    angle = 1.5 * math.pi * (1 + 2 * u)
-    mean_square = (1.5 * math.pi) ** 2 * (1 + 2 + 4 / 3) / 2
-    roll = torch.stack([angle * angle.cos(), angle * angle.sin()], 1) / (mean_square * (1 + noise**2)) ** 0.5
+    roll = _spiral(u) / (MEAN_SQUARE * (1 + noise**2)) ** 0.5
     variance = noise**2 / (1 + noise**2)
     parts = []
     for part in x.double().split(1000):  # a distance for every pair takes memory
         square = torch.cdist(part, roll, compute_mode="donot_use_mm_for_euclid_dist") ** 2
         parts.append((log_weight - square / (2 * variance)).logsumexp(1))
     return torch.cat(parts) - math.log(2 * math.pi * variance)
+
+
+def _spiral(u: Float[Tensor, " n"]) -> Float[Tensor, "n 2"]:
+    """The points at these shares of the way along."""
+    angle = 1.5 * math.pi * (1 + 2 * u)
+    return torch.stack([angle * angle.cos(), angle * angle.sin()], 1)
 
 
 def heartbeats(length: int = 20, period: int = 5) -> Float[Tensor, "period length"]:

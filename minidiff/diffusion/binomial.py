@@ -4,7 +4,7 @@ Data are 0.0 or 1.0, and t = 0 … T − 1 as in gaussian.py. A rate is kept as 
 of which neither is rounded, so that rates of exactly 0 and 1 stay exact. As data are binary, every kernel is a table.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli
 from torch.nn.functional import logsigmoid
 
+from minidiff.checks import one_of
+
 from .gaussian import Data, Net, PerExample, Steps, call_network
-from .stats import LN2, bernoulli_entropy, bernoulli_kl, bernoulli_log_prob, flat_mean
+from .schedules import checked_betas
+from .stats import LN2, bernoulli_entropy, bernoulli_kl, bernoulli_log_prob, flat_mean, over
 
 BinomialPrediction = Literal["x0", "rate"]
 
@@ -34,11 +37,8 @@ class BinomialDiffusion(nn.Module):
 
     def __init__(self, betas: Float[Tensor, "T"], m: float = 0.5, predict: BinomialPrediction = "x0"):
         super().__init__()
-        if predict not in get_args(BinomialPrediction):
-            raise ValueError(f"predict={predict!r}: take one of {', '.join(get_args(BinomialPrediction))}.")
-        betas = betas.double()
-        if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-            raise ValueError("betas: give at least 2 values, each above 0 and at most 1, and 1 only at the end.")
+        one_of("predict", predict, BinomialPrediction)
+        betas = checked_betas(betas)
         if not 0 < m < 1:
             raise ValueError(f"m={m}: a stationary rate lies between 0 and 1, both excluded.")
         self.T, self.m, self.predict = len(betas), m, predict
@@ -94,8 +94,7 @@ class BinomialDiffusion(nn.Module):
         if self.predict == "x0":
             one, zero = (self._at("posterior", t, torch.full_like(x, k), x) for k in (1.0, 0.0))
             z = _mix(z, one, zero)
-        first = (t == 0).reshape(-1, *[1] * (x.ndim - 1))
-        return _bernoulli(torch.where(first, self._at("step", torch.zeros_like(t), x), z))
+        return _bernoulli(torch.where(over(t, x) == 0, self._at("step", torch.zeros_like(t), x), z))
 
     def x0_from_mean(self, mean: Data, xt: Data, t: Steps) -> Data:
         """The P(x_0 = 1) under which the reverse rate would be ``mean``: what a reverse step believed."""

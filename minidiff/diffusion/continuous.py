@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .gaussian import Data, GaussianDiffusion, Net, call_network
-from .paths import EDMPath, over
+from .paths import EDMPath
+from .stats import over
 
 
 class ContinuousDenoiser:

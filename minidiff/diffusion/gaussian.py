@@ -5,14 +5,17 @@ Tables are float64 buffers that no checkpoint stores: they are rebuilt from β.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from .stats import LN2, discretised_normal_log_prob, flat_mean, gaussian_entropies, normal_kl
+from minidiff.checks import one_of
+
+from .schedules import checked_betas
+from .stats import LN2, discretised_normal_log_prob, flat_mean, gaussian_entropies, normal_kl, over
 
 Data = Float[Tensor, "batch *dims"]
 Steps = Int[Tensor, " batch"]
@@ -67,13 +70,10 @@ class GaussianDiffusion(nn.Module):
         rescale_times: bool = False,
     ):
         super().__init__()
-        choices = (("predict", predict, Prediction), ("variance", variance, Variance), ("loss", loss, Loss))
-        for argument, value, kind in choices:
-            if value not in get_args(kind):
-                raise ValueError(f"{argument}={value!r}: take one of {', '.join(get_args(kind))}.")
-        betas = betas.double()
-        if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-            raise ValueError("betas: give at least 2 values, each above 0 and at most 1, and 1 only at the end.")
+        one_of("predict", predict, Prediction)
+        one_of("variance", variance, Variance)
+        one_of("loss", loss, Loss)
+        betas = checked_betas(betas)
         if betas[-1] == 1 and predict == "eps":
             raise ValueError('β_T = 1 leaves nothing of x_0 in x_T, so ε cannot tell it: predict "x0", "mean" or "v".')
         if levels < 2:
@@ -244,7 +244,7 @@ class GaussianDiffusion(nn.Module):
 
     def _at(self, table: str, t: Steps, x: Tensor) -> Tensor:
         """Row t of a table, in x's precision, shaped to broadcast over x's dimensions."""
-        return getattr(self, table)[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return over(getattr(self, table)[t], x)
 
     def _kernel(self, x0_hat: Data, log_variance: Data | None, xt: Data, t: Steps) -> Normal:
         """The posterior (DDPM 6) with x̂_0 in place of x_0, and the variance of the reverse chain."""
@@ -278,8 +278,11 @@ class GaussianDenoiser:
 
     def __call__(self, x: Data, sigma: Tensor | float, **cond: Tensor) -> Data:
         """x̂_0 at noise level sigma, a number or one for each example; clipped where the process clips."""
-        process = self.process
-        sigma = torch.as_tensor(sigma, dtype=process.sigma.dtype, device=x.device).expand(len(x))
-        t = (process.sigma.log() - sigma.log()[:, None]).abs().argmin(1)
-        xt = x * (1 / (1 + sigma**2).sqrt()).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        return process.believe(self.net, xt, t, **cond)[0]
+        return self.process.believe(self.net, *on_chain(self.process, x, sigma), **cond)[0]
+
+
+def on_chain(process: nn.Module, x: Data, sigma: Tensor | float) -> tuple[Data, Steps]:
+    """x = x_0 + σ n as a chain knows it: x_t = x/√(1 + σ²), and t of the level that is next to σ."""
+    sigma = torch.as_tensor(sigma, dtype=process.sigma.dtype, device=x.device).expand(len(x))
+    t = (process.sigma.log() - sigma.log()[:, None]).abs().argmin(1)
+    return x * over(1 / (1 + sigma**2).sqrt(), x), t

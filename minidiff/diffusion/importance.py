@@ -2,7 +2,9 @@
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed
+from torch import Tensor
+
+from minidiff.processes import gathered
 
 
 class ImportanceTimes:
@@ -44,7 +46,7 @@ class ImportanceTimes:
     def update(self, t: Int[Tensor, " n"], loss: Float[Tensor, " n"]) -> None:
         """Put each loss in the place of the oldest one at its step."""
         self._to(t.device)
-        t, loss = of_all_processes(t), of_all_processes(loss)
+        t, loss = gathered(t), gathered(loss)
         t, order = t.sort(stable=True)
         place = torch.arange(len(t), device=t.device)
         first, end = torch.searchsorted(t, t), torch.searchsorted(t, t, right=True)
@@ -66,12 +68,3 @@ class ImportanceTimes:
 
     def _to(self, device: torch.device) -> None:
         self.losses, self.seen = self.losses.to(device), self.seen.to(device)
-
-
-def of_all_processes(x: Tensor) -> Tensor:
-    """Joined by rank under torchrun; as it is without."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return x
-    parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, x.contiguous())
-    return torch.cat(parts)

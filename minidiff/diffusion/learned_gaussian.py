@@ -6,15 +6,17 @@ gaussian.py.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from minidiff.checks import one_of
+
 from .gaussian import Data, GaussianDenoiser, Net, PerExample, Steps, call_network
-from .stats import LN2, flat_mean, gaussian_entropies, normal_kl
+from .stats import LN2, flat_mean, gaussian_entropies, normal_kl, over
 
 Step = Literal["pull", "shift"]
 
@@ -36,8 +38,7 @@ class LearnedGaussian(nn.Module):
 
     def __init__(self, betas: Float[Tensor, "T"], learn_betas: bool = True, predict: Step = "pull"):
         super().__init__()
-        if predict not in get_args(Step):
-            raise ValueError(f"predict={predict!r}: take one of {', '.join(get_args(Step))}.")
+        one_of("predict", predict, Step)
         betas = betas.double()
         if len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError("betas: give at least 2 values, each between 0 and 1, both excluded.")
@@ -80,13 +81,13 @@ class LearnedGaussian(nn.Module):
 
     def q_step(self, x: Data, t: Steps) -> Normal:
         """q(x_t | x_{t−1} = x), of mean √(1−β_t) x and variance β_t (SD 2)."""
-        beta = _at(self.betas, t, x)
+        beta = over(self.betas[t], x)
         return _normal((1 - beta).sqrt() * x, beta)
 
     def q_marginal(self, x0: Data, t: Steps) -> Normal:
         """q(x_t | x_0), of mean √ᾱ_t x_0 and variance 1 − ᾱ_t."""
         alpha_bar = self.alpha_bar
-        return _normal(_at(alpha_bar.sqrt(), t, x0) * x0, _at(1 - alpha_bar, t, x0))
+        return _normal(over(alpha_bar.sqrt()[t], x0) * x0, over((1 - alpha_bar)[t], x0))
 
     def q_sample(self, x0: Data, t: Steps, noise: Data) -> Data:
         """x_t, differentiable in β while the noise is frozen (SD §2.4.1)."""
@@ -96,9 +97,9 @@ class LearnedGaussian(nn.Module):
     def q_posterior(self, x0: Data, xt: Data, t: Steps) -> tuple[Data, Data]:
         """Mean and variance of q(x_{t−1} | x_t, x_0) (SD 48)."""
         betas, alpha_bar, before = self.betas, self.alpha_bar, self.alpha_bar_prev
-        from_x0 = _at(before.sqrt() * betas / (1 - alpha_bar), t, xt)
-        from_xt = _at((1 - betas).sqrt() * (1 - before) / (1 - alpha_bar), t, xt)
-        variance = _at(betas * (1 - before) / (1 - alpha_bar), t, xt)
+        from_x0 = over((before.sqrt() * betas / (1 - alpha_bar))[t], xt)
+        from_xt = over(((1 - betas).sqrt() * (1 - before) / (1 - alpha_bar))[t], xt)
+        variance = over((betas * (1 - before) / (1 - alpha_bar))[t], xt)
         mean = from_x0 * x0 + from_xt * xt
         return mean, variance.expand_as(mean)
 
@@ -115,12 +116,12 @@ class LearnedGaussian(nn.Module):
 
         The network gives z^μ and z^Σ as halves of twice the channels; both 0 make the step that only shrinks.
         """
-        beta = _at(self.betas, t, x)
+        beta = over(self.betas[t], x)
         z_mu, z_sigma = call_network(net, x, t, cond).chunk(2, dim=1)
         variance = torch.sigmoid(z_sigma + torch.logit(beta))
         shrunk = (1 - beta).sqrt() * x
         mean = (x - z_mu) * (1 - variance) + z_mu if self.predict == "pull" else shrunk + beta.sqrt() * z_mu
-        first = (t == 0).reshape(-1, *[1] * (x.ndim - 1))
+        first = over(t, x) == 0
         return _normal(torch.where(first, shrunk, mean), torch.where(first, beta, variance))
 
     def believe(self, net: Net, x: Data, t: Steps, **cond: Tensor) -> tuple[Data, None]:
@@ -147,7 +148,7 @@ class LearnedGaussian(nn.Module):
         xt = self.q_sample(x0, t, noise)
         reverse = self.reverse(net, xt, t, **cond)
         mean, variance = self.q_posterior(x0, xt, t)
-        variance = torch.where((t == 0).reshape(-1, *[1] * (x0.ndim - 1)), 1, variance)  # 0 there, and not used
+        variance = torch.where(over(t, x0) == 0, 1, variance)  # 0 there, and not used
         kl = normal_kl(mean, variance.log(), reverse.mean, 2 * reverse.scale.log())
         beta = self.beta_1.to(x0.dtype)
         first = 0.5 * (math.log(2 * math.pi) + beta.log() + 1 - beta + beta * x0**2)
@@ -163,11 +164,6 @@ class LearnedGaussian(nn.Module):
     def entropies(self, x0: Data) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
         """H_q(X_t | X_{t−1}) and H_q(X_t | X_0), in bits per dimension: what (SD 24) is made of."""
         return gaussian_entropies(self.betas, self.alpha_bar)
-
-
-def _at(table: Float[Tensor, "T"], t: Steps, x: Data) -> Tensor:
-    """Row t of a table, in x's precision, shaped to broadcast over x's dimensions."""
-    return table[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _normal(mean: Data, variance: Tensor) -> Normal:

@@ -1,16 +1,11 @@
 """Which class is behind a noisy image: the objective of the classifier that guides a diffusion (ADM §4)."""
 
-from collections.abc import Callable
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .gaussian import GaussianDiffusion, call_network
-
-Net = Callable[..., Tensor]
-PerExample = Float[Tensor, " batch"]
+from .gaussian import Data, GaussianDiffusion, Net, PerExample, Steps, call_network
 
 
 class NoisyClassifier(nn.Module):
@@ -24,18 +19,11 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.process, self.T = process, process.T
 
-    def draw_noise(self, x0: Float[Tensor, "batch *dims"], generator: torch.Generator) -> Float[Tensor, "batch *dims"]:
+    def draw_noise(self, x0: Data, generator: torch.Generator) -> Data:
         """As the process has it."""
         return self.process.draw_noise(x0, generator)
 
-    def loss(
-        self,
-        net: Net,
-        x0: Float[Tensor, "batch *dims"],
-        t: Int[Tensor, " batch"],
-        noise: Float[Tensor, "batch *dims"],
-        labels: Int[Tensor, " batch"],
-    ) -> dict[str, PerExample]:
+    def loss(self, net: Net, x0: Data, t: Steps, noise: Data, labels: Int[Tensor, " batch"]) -> dict[str, PerExample]:
         """``loss`` in nats, and ``correct``: 1 where the likeliest class is the right one."""
         logits = call_network(net, self.process.q_sample(x0, t, noise), self.process.fed[t], {})
         loss = F.cross_entropy(logits, labels, reduction="none")

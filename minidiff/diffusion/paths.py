@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .stats import over
+
 Data = Float[Tensor, "batch *dims"]
 Time = Float[Tensor, "*t"] | float
 Values = Float[Tensor, "*t"]
@@ -24,11 +26,6 @@ EXACT = {"dtype": torch.float64, "device": "cpu"}  # whatever torch's defaults a
 
 def _exact(t: Time) -> Values:
     return t.double() if isinstance(t, Tensor) else torch.tensor(t, **EXACT)
-
-
-def over(values: Values, x: Tensor) -> Tensor:
-    """One value, or one for each example, in x's precision and shaped to broadcast over x's dimensions."""
-    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
 class Path:

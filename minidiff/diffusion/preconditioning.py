@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from .gaussian import Net, PerExample, call_network
-from .paths import Data, EDMPath, IDDPMPath, Path, Values, VEPath, VPPath, over
-from .stats import flat_mean
+from .paths import Data, EDMPath, IDDPMPath, Path, Values, VEPath, VPPath
+from .stats import flat_mean, over
 
 OfSigma = Callable[[Values], Values]
 

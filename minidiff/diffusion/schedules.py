@@ -75,6 +75,14 @@ def _ends(T: int, first: float, last: float) -> tuple[float, float]:
     return first * scale, last * scale
 
 
+def checked_betas(betas: Betas) -> Betas:
+    """β in float64. Raises ValueError for fewer than 2, and for one outside of (0, 1]; 1 may stand at the end alone."""
+    betas = betas.double()
+    if len(betas) < 2 or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
+        raise ValueError("betas: give at least 2 values, each above 0 and at most 1, and 1 only at the end.")
+    return betas
+
+
 def _check_steps(T: int) -> None:
     if T < 2:
         raise ValueError(f"T={T}: a chain needs at least 2 steps.")

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .paths import Data, Path, Time, over
-from .stats import flat_mean
+from .paths import Data, Path, Time
+from .stats import flat_mean, over
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -49,6 +49,11 @@ def gaussian_entropies(
 ) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
     """H(X_t | X_{t−1}) and H(X_t | X_0) of a Gaussian forward chain, in bits per dimension: ½ log2(2πe · variance)."""
     return tuple(0.5 * torch.log2(2 * math.pi * math.e * variance) for variance in (betas, 1 - alpha_bar))
+
+
+def over(values: Num[Tensor, "*t"], x: Tensor) -> Tensor:
+    """One value, or one for each example, in x's precision and shaped to broadcast over x's dimensions."""
+    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if values.ndim else values
 
 
 def flat_mean(x: Float[Tensor, "batch *dims"]) -> Float[Tensor, " batch"]:

@@ -11,47 +11,4 @@ from .ode_likelihood import bits_per_dim, dequantise, ode_decode, ode_encode, od
 from .reference import Reference, open_reference
 from .sample_folder import Kind, SampleFolder
 from .score import METRICS, Scores, check, check_metrics, compare, evaluate
-from .shards import process_group
 from .trajectories import TrajectoryLikelihood, entropy_bounds, null_likelihood, trajectory_likelihood
-
-__all__ = [
-    "INCEPTION_SHA256",
-    "METRICS",
-    "Bound",
-    "DigitsExtractor",
-    "Extractor",
-    "Features",
-    "ImageSet",
-    "InceptionExtractor",
-    "Kind",
-    "Moments",
-    "Reference",
-    "SampleFolder",
-    "Scores",
-    "TrajectoryLikelihood",
-    "bits_per_dim",
-    "check",
-    "check_metrics",
-    "compare",
-    "denoising_error",
-    "dequantise",
-    "entropy_bounds",
-    "evaluate",
-    "frechet_distance",
-    "gaussian_error",
-    "inception_score",
-    "kernel_distance",
-    "level_losses",
-    "likelihood_bound",
-    "null_likelihood",
-    "ode_decode",
-    "ode_encode",
-    "ode_log_prob",
-    "open_images",
-    "open_reference",
-    "precision_recall",
-    "process_group",
-    "rademacher",
-    "strata",
-    "trajectory_likelihood",
-]

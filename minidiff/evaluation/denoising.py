@@ -8,8 +8,9 @@ from torch import Tensor
 
 from minidiff.diffusion import flat_mean
 
+from .level_losses import PerLevel, at_each_level
+
 Data = Float[Tensor, "batch *dims"]
-PerLevel = Float[Tensor, " levels"]
 
 
 @torch.no_grad()
@@ -27,20 +28,15 @@ def denoising_error(
     and for every denoiser that is given the generator in the same state, so that curves differ by less than their
     errors say. Float64. Raises ValueError for fewer than 2 examples, and for σ that is not above 0.
     """
-    if len(x0) < 2 or batch < 1:
-        raise ValueError(f"x0 of {len(x0)}, in batches of {batch}: give 2 examples or more, and a batch of at least 1.")
     if not (sigmas > 0).all():
         raise ValueError(f"sigmas={sigmas.tolist()}: give numbers above 0.")
-    x0, cond = x0.double(), cond or {}
+    x0 = x0.double()
     noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64, device=generator.device).to(x0)
-    error = torch.empty(len(sigmas), len(x0), dtype=torch.float64)
-    for i, sigma in enumerate(sigmas.tolist()):
-        for k in range(0, len(x0), batch):
-            part = slice(k, k + batch)
-            told = {name: rows[part] for name, rows in cond.items()}
-            x0_hat = denoise(x0[part] + sigma * noise[part], sigma, **told)
-            error[i, part] = flat_mean((x0_hat - x0[part]) ** 2).cpu()
-    return error.mean(1), error.std(1) / len(x0) ** 0.5
+
+    def error(x0: Data, sigma: Tensor, noise: Data, **told: Tensor) -> Float[Tensor, " batch"]:
+        return flat_mean((denoise(x0 + sigma.item() * noise, sigma.item(), **told) - x0) ** 2)
+
+    return at_each_level(error, x0, sigmas, noise, batch, cond)
 
 
 def gaussian_error(data: Data, sigmas: PerLevel) -> PerLevel:

@@ -3,7 +3,6 @@
 A number belongs to its extractor: the network, the weights by their SHA-256, and the resampling before them.
 """
 
-import hashlib
 import importlib
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidiff.data import encode
+from minidiff.files import sha256
 
 DIGITS_WEIGHTS = Path(__file__).parents[1] / "pretrained" / "digits-extractor" / "weights.safetensors"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -45,12 +45,6 @@ class Extractor(Protocol):
     def __call__(self, images: UInt8[Tensor, "n channel height width"], levels: int) -> Features:
         """Features, on the CPU, of images whose values are 0 … levels − 1."""
         ...
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class InceptionExtractor:
@@ -83,7 +77,7 @@ class InceptionExtractor:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"{path} does not hold the weights of FID's Inception: {reason[0]}") from error
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-        self.device, self.sha256 = torch.device(device), digest(path)
+        self.device, self.sha256 = torch.device(device), sha256(path)
         official = self.sha256 == INCEPTION_SHA256
         self.warning = "" if official else "not the official Inception weights: no paper's number compares"
 
@@ -119,13 +113,12 @@ class DigitsNet(nn.Module):
     No normalisation layer, so that an image's features do not depend on the others of its batch.
     """
 
-    def __init__(self, channels: int = 64):
+    def __init__(self):
         super().__init__()
-        half = channels // 2
-        self.conv1, self.conv2 = nn.Conv2d(1, half, 3, padding=1), nn.Conv2d(half, channels, 3, stride=2, padding=1)
-        self.conv3, self.conv4 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        self.conv3, self.conv4 = (nn.Conv2d(64, 64, 3, padding=1) for _ in range(2))
         self.dropout = nn.Dropout(0.3)
-        self.classes = nn.Linear(channels, 10)
+        self.classes = nn.Linear(64, 10)
 
     def forward(self, x: Float[Tensor, "n 1 8 8"]) -> Features:
         """Digits in [−1, 1] to 64 pooled features, 7 channels of the 4×4 map before the last convolution, logits."""
@@ -154,7 +147,7 @@ class DigitsExtractor:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"{path} does not hold the weights of the digits extractor: {reason}") from error
         self.net.eval().requires_grad_(False).to(device)
-        self.device, self.sha256 = torch.device(device), digest(path)
+        self.device, self.sha256 = torch.device(device), sha256(path)
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "n channel height width"], levels: int = 17) -> Features:

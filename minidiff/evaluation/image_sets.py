@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minidiff.data import Images, Shards, load_data
 from minidiff.data.shards import CARD, read_card
+from minidiff.files import read_npz
 
 from . import sample_folder
 
@@ -84,15 +85,6 @@ def in_memory(pixels: UInt8[Tensor, "n channel height width"] | Shards, levels: 
     return _hashed(
         ImageSet(source, len(pixels), tuple(pixels.shape[1:]), levels, lambda first, last: pixels[first:last])
     )
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a file. Raises ValueError where it can't be read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # a zip can be broken in many ways, and each has an exception of its own
-        raise ValueError(f"{path} can't be read as an .npz file: {error}") from error
 
 
 def in_array(pixels: np.ndarray, levels: np.ndarray | None, source: str) -> ImageSet:

@@ -3,19 +3,21 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minidiff.data import Images, load_data
+from minidiff.files import read_npz, write_whole
 
 from .features import Extractor
-from .image_sets import ImageSet, in_array, in_memory, open_images, read_npz
+from .image_sets import ImageSet, in_array, in_memory, open_images
 from .metrics import Moments
 
 FORMAT = 1  # of cached files; raised when an old one would be misread
@@ -122,7 +124,6 @@ def see(
     extractor: Extractor,
     vectors: bool,
     batch: int,
-    cache: Path | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Extracted:
     """Moments of the reference's images, and with ``vectors`` their pooled features: from the cache where they are.
@@ -132,7 +133,7 @@ def see(
     """
     made_of = [FORMAT, reference.images.hashed(), extractor.name, extractor.sha256, extractor.resampling]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    folder, parts = cache or cache_folder(), {"moments": MOMENTS} | ({"pool": ["pool"]} if vectors else {})
+    folder, parts = cache_folder(), {"moments": MOMENTS} | ({"pool": ["pool"]} if vectors else {})
     found = reference.seen.setdefault(key, Extracted())
     if not found.moments or (vectors and not found.vectors):
         arrays = [_read(folder / f"{key}-{part}.npz", names) for part, names in parts.items()]
@@ -164,14 +165,6 @@ def _read(path: Path, names: Collection[str]) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Under a temporary name, then renamed; a disk that can't be written to costs the cache and not the result."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    """A disk that can't be written to costs the cache and not the result."""
+    with suppress(OSError):
+        write_whole(path, lambda file: np.savez(file, **arrays), uuid4().hex)  # others may write it as well

@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -17,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from minidiff.data import decode
+from minidiff.files import write_whole
 
 CARD, FORMAT = "samples.json", 1
 Kind = Literal["png", "npz"]
@@ -65,7 +65,7 @@ class SampleFolder:
                 raise ValueError(f"{folder} is not empty, and holds no samples to go on with: give another.")
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
-        _whole(folder / CARD, lambda file: file.write(content.encode()), uuid4().hex)  # others write it as well
+        write_whole(folder / CARD, lambda file: file.write(content.encode()), uuid4().hex)  # others write it as well
 
     def missing(self, folder: Path, k: int) -> list[int]:
         """Places of the shard's samples that are not there yet."""
@@ -88,13 +88,15 @@ class SampleFolder:
             more = {"levels": np.array(self.levels)} if self.levels else {}
             more |= {} if labels is None else {"labels": labels.numpy()}
             content = {"arr_0": x.numpy(), "seeds": self.seed + np.array(places), **more}
-            return _whole(self._npz(folder, places[0] // self.shard), lambda to: np.savez_compressed(to, **content))
+            return write_whole(
+                self._npz(folder, places[0] // self.shard), lambda to: np.savez_compressed(to, **content)
+            )
         from PIL import Image  # here, because only PNGs need it
 
         for place, pixels in zip(places, x.numpy(), strict=True):
             spread = np.rint(pixels * (255 / (self.levels - 1))).astype(np.uint8)
             picture = Image.fromarray(spread if spread.shape[2] == 3 else spread[..., 0])
-            _whole(self._png(folder, place), lambda to, picture=picture: picture.save(to, "PNG"))
+            write_whole(self._png(folder, place), lambda to, picture=picture: picture.save(to, "PNG"))
 
     def read(self, folder: Path, first: int, last: int) -> UInt8[Tensor, "n channel height width"]:
         """The images at these places, 0 … levels − 1. Raises ValueError for a damaged file."""
@@ -125,21 +127,6 @@ def read_card(folder: Path) -> SampleFolder:
         raise ValueError(
             f"{folder / CARD} is no card of samples: {error}. Remove the folder, and draw anew."
         ) from error
-
-
-def _whole(path: Path, write: Callable[[IO[bytes]], Any], by: str = "") -> None:
-    """Write a file under another name, flush it to the disk, then rename it."""
-    temporary = path.with_name(f".{path.name}{by}.writing")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} can't be written: {error}") from error
 
 
 def _arr_0(path: Path) -> np.ndarray:

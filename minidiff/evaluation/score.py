@@ -68,24 +68,23 @@ def evaluate(
     metrics: Sequence[str] = METRICS,
     seed: int = 0,
     batch: int = 64,
-    cache: Path | None = None,
     on_batch: Callable[[int], None] | None = None,
     on_reference: Callable[[int], None] | None = None,
 ) -> Scores:
     """How near images come to a reference, as an extractor sees both: fid, sfid, kid, is, pr.
 
     ``images`` and ``reference`` are what ``open_images`` and ``open_reference`` read. The reference is extracted once
-    and kept in the ``cache`` folder; of the images, ``batch`` at a time are in memory, and their features only as far
-    as kid, is and pr need them. ``on_batch(n)`` is called after each batch of n images, ``on_reference(n)`` after each
-    of a reference that is not cached. ``seed`` is that of KID's subsets. Within a process group each process sees its
-    share of the images, and all return the same. Raises ValueError for metrics that do not
-    exist or that a reference of statistics alone can't give, and where the two sets do not compare.
+    and kept in the folder of the cache; of the images, ``batch`` at a time are in memory, and their features only as
+    far as kid, is and pr need them. ``on_batch(n)`` is called after each batch of n images, ``on_reference(n)`` after
+    each of a reference that is not cached. ``seed`` is that of KID's subsets. Within a process group each process sees
+    its share of the images, and all return the same. Raises ValueError for metrics that do not exist or that a
+    reference of statistics alone can't give, and where the two sets do not compare.
     """
     images, reference = open_images(images), open_reference(reference)
     check(images, reference, extractor, metrics)
     compared = None
     if _needs_images(reference, metrics):
-        compared = see(reference, extractor, _vectors(metrics), batch, cache, on_reference)
+        compared = see(reference, extractor, _vectors(metrics), batch, on_reference)
     moments = [name for metric, name in OF_MOMENTS.items() if metric in metrics]
     kept = ["pool"] * _vectors(metrics) + ["logits"] * ("is" in metrics)
     found = joined(extract(images.part(share(images.n)), extractor, moments, kept, batch, on_batch))
@@ -181,8 +180,5 @@ def compare(*scores: Scores) -> dict[str, list[float]]:
         if len(values) > 1:
             short = " and ".join(value[:12] for value in values)
             raise ValueError(f"{key.replace('_', ' ')} differs ({short}): such numbers do not compare.")
-    return {name: [each.values[name] for each in scores] for name in _shared(scores)}
-
-
-def _shared(scores: Sequence[Scores]) -> list[str]:
-    return [name for name in scores[0].values if all(name in each.values for each in scores)] if scores else []
+    names = [name for name in scores[0].values if all(name in each.values for each in scores)] if scores else []
+    return {name: [each.values[name] for each in scores] for name in names}

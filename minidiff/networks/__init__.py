@@ -6,16 +6,3 @@ from .multiscale import MultiScale
 from .readout import RBF, BumpReadout, SigmoidMLP, StepReadout, temporal_bumps
 from .song_unet import SongUNet
 from .unet import UNet
-
-__all__ = [
-    "MLP",
-    "RBF",
-    "BumpReadout",
-    "Classifier",
-    "MultiScale",
-    "SigmoidMLP",
-    "SongUNet",
-    "StepReadout",
-    "UNet",
-    "temporal_bumps",
-]

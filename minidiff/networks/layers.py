@@ -19,16 +19,14 @@ Inject = Literal["add", "scale"]
 Sampling = Literal["conv", "block"]
 
 
-def time_embedding(
-    t: Float[Tensor, " batch"], dim: int, max_period: float = 10_000.0, convention: Convention = "ddpm"
-) -> Float[Tensor, "batch dim"]:
-    """Sines and cosines of t at dim/2 frequencies that fall geometrically from 1 to 1/max_period.
+def time_embedding(t: Float[Tensor, " batch"], dim: int, convention: Convention = "ddpm") -> Float[Tensor, "batch dim"]:
+    """Sines and cosines of t at dim/2 frequencies that fall geometrically from 1 to 1/10,000.
 
-    In DDPM's code sines come first and the last frequency is 1/max_period; in OpenAI's (improved- and guided-diffusion)
+    In DDPM's code sines come first and the last frequency is 1/10,000; in OpenAI's (improved- and guided-diffusion)
     cosines come first and the last frequency is one step short of it.
     """
     half = dim // 2
-    rate = math.log(max_period) / (half - 1 if convention == "ddpm" else half)
+    rate = math.log(10_000) / (half - 1 if convention == "ddpm" else half)
     angles = t[:, None] * torch.exp(-rate * torch.arange(half, dtype=t.dtype, device=t.device))
     waves = [angles.sin(), angles.cos()]
     return torch.cat(waves if convention == "ddpm" else waves[::-1], dim=1)

@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Features
 from .readout import BumpReadout
-
-Features = Float[Tensor, "batch channel height width"]
 
 
 class MultiScaleConv(nn.Module):

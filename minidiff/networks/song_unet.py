@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from minidiff.checks import one_of
 
 from .layers import Attention, Features, ResBlock, Style, initialise, norm, time_embedding
 from .table import build, middle, run, way_down, way_up
@@ -83,9 +85,8 @@ class SongUNet(nn.Module):
     ):
         super().__init__()
         check(channels, mult, blocks, attention)
-        for name, value, kind in (("embedding", embedding, Embedding), ("encoder", encoder, Encoder)):
-            if value not in get_args(kind):
-                raise ValueError(f"{name}={value!r}: take one of {', '.join(get_args(kind))}.")
+        one_of("embedding", embedding, Embedding)
+        one_of("encoder", encoder, Encoder)
         if len(taps) < 2 or len(taps) % 2 or sum(taps) <= 0:
             raise ValueError(f"taps={tuple(taps)}: give an even number of them with a sum above 0, such as 1 3 3 1.")
         if classes < 0 or augment < 0:

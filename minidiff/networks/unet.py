@@ -1,12 +1,13 @@
 """The U-Net of DDPM, Improved DDPM and ADM (DDPM App. B; IDDPM App. A; ADM §3)."""
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from minidiff.checks import one_of
 
 from .layers import (
     Attention,
@@ -77,9 +78,8 @@ class UNet(nn.Module):
     ):
         super().__init__()
         check(channels, mult, blocks, attention, convention)
-        for name, value, kind in (("inject", inject, Inject), ("resample", resample, Sampling)):
-            if value not in get_args(kind):
-                raise ValueError(f"{name}={value!r}: take one of {', '.join(get_args(kind))}.")
+        one_of("inject", inject, Inject)
+        one_of("resample", resample, Sampling)
         if classes < 0:
             raise ValueError(f"classes={classes}: give a number above 0, or 0 for a network without.")
         self.divisor = 2 ** (len(mult) - 1)
@@ -140,8 +140,7 @@ def check(
     channels: int, mult: Sequence[float], blocks: int, attention: Sequence[int], convention: Convention = "ddpm"
 ) -> None:
     """Raises ValueError for numbers that make no U-Net."""
-    if convention not in get_args(Convention):
-        raise ValueError(f"convention={convention!r}: take one of {', '.join(get_args(Convention))}.")
+    one_of("convention", convention, Convention)
     if not mult or min(mult) <= 0 or blocks < 1:
         raise ValueError(f"mult={tuple(mult)}, blocks={blocks}: give a level or more, and numbers of at least 1.")
     unit = 4 if convention == "ddpm" else 32

@@ -27,6 +27,3 @@ def load(path: Path | str, weights: str | None = None) -> tuple[Model, Descripti
     elif not Path(path).exists():
         raise ValueError(f"there is no run {path}, and no model of that name ships: {', '.join(names())}.")
     return load_model(path, weights)
-
-
-__all__ = ["export", "import_checkpoint", "load", "names"]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidiff.data import Images, digits
-from minidiff.evaluation.features import DigitsNet, digest
+from minidiff.evaluation.features import DigitsNet
+from minidiff.files import sha256
 
 BATCH, EPOCHS, PEAK, SEED = 64, 60, 4e-3, 0
 
@@ -90,7 +91,7 @@ def main(folder: Path) -> dict:
         "held_out_images": len(held_out),
         "held_out_accuracy": round(share, 4),
         "held_out_standard_error": round(math.sqrt(share * (1 - share) / len(held_out)), 4),
-        "sha256": digest(path),
+        "sha256": sha256(path),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }

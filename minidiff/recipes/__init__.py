@@ -38,6 +38,3 @@ def describe(name: str) -> Description:
     """A recipe and its data's shape and levels, from which its model can be built though no data are there."""
     config = recipe(name)
     return Description(config, *SETS[config.data.source])
-
-
-__all__ = ["PAPERS", "RECIPES", "SETS", "PaperScores", "describe", "recipe"]

@@ -108,16 +108,8 @@ def _at_64(recipe: str, source: str, dropout: float) -> Config:
 
 def _training(batch: int, lr: float, images: int = 200_000_000, ema: int = 500_000) -> TrainingConfig:
     """A ramp of 10 million images, gradients as they come."""
-    return TrainingConfig(
-        images=images,
-        batch=batch,
-        lr=lr,
-        ramp=10_000_000,
-        clip_grad=0.0,
-        ema=(ema,),
-        tick=256_000,
-        checkpoint=12_800_000,
-    )
+    every = {"tick": 256_000, "checkpoint": 12_800_000}
+    return TrainingConfig(images=images, batch=batch, lr=lr, ramp=10_000_000, clip_grad=0.0, ema=(ema,), **every)
 
 
 def _baseline(column: str, decay: float, steps: int) -> Config:

@@ -3,6 +3,8 @@
 The paper optimised with SFO; here it is Adam, as in every recipe. "Images" are examples: points, sequences, images.
 """
 
+from dataclasses import replace
+
 from minidiff.training import (
     BinomialConfig,
     Config,
@@ -12,6 +14,10 @@ from minidiff.training import (
     RBFConfig,
     SigmoidMLPConfig,
     TrainingConfig,
+)
+
+_TRAINING = TrainingConfig(
+    images=8_000_000, batch=512, ramp=100_000, ema=(400_000,), tick=256_000, checkpoint=2_048_000
 )
 
 
@@ -25,15 +31,7 @@ def swissroll_sd() -> Config:
         data=DataConfig(source="swiss-roll"),
         process=LearnedGaussianConfig(T=40, schedule_options={"first": 1e-4, "last": 0.5}),
         network=RBFConfig(units=100),
-        training=TrainingConfig(
-            images=8_000_000,
-            batch=512,
-            lr=1e-2,
-            ramp=100_000,
-            ema=(400_000,),
-            tick=256_000,
-            checkpoint=2_048_000,
-        ),
+        training=replace(_TRAINING, lr=1e-2),
     )
 
 
@@ -48,15 +46,7 @@ def heartbeat_sd() -> Config:
         data=DataConfig(source="heartbeat"),
         process=BinomialConfig(T=2000, m=0.2),
         network=SigmoidMLPConfig(width=50, depth=3, bumps=16),
-        training=TrainingConfig(
-            images=8_000_000,
-            batch=512,
-            lr=3e-3,
-            ramp=100_000,
-            ema=(400_000,),
-            tick=256_000,
-            checkpoint=2_048_000,
-        ),
+        training=replace(_TRAINING, lr=3e-3),
     )
 
 
@@ -71,12 +61,6 @@ def dead_leaves_sd() -> Config:
         process=LearnedGaussianConfig(T=1000, schedule_options={"first": 1e-4, "last": 0.05}, learn_betas=False),
         network=MultiScaleConfig(features=24, layers=3, dense=1),
         training=TrainingConfig(
-            images=140_800,
-            batch=64,
-            lr=5e-3,
-            ramp=6_400,
-            ema=(10_000,),
-            tick=6_400,
-            checkpoint=44_800,
+            images=140_800, batch=64, lr=5e-3, ramp=6_400, ema=(10_000,), tick=6_400, checkpoint=44_800
         ),
     )

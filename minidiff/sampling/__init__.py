@@ -13,30 +13,3 @@ from .ode import heun, ode, rk2
 from .posteriors import Posterior, known
 from .sde import sde
 from .truncation import truncation_error
-
-__all__ = [
-    "ClassLogProb",
-    "ClassifierFree",
-    "Guided",
-    "GuidedDenoiser",
-    "Posterior",
-    "ancestral",
-    "annealed_langevin",
-    "batch_noise",
-    "churn",
-    "cosine_sine",
-    "ddim",
-    "ddim_encode",
-    "dpmpp",
-    "generate",
-    "heun",
-    "known",
-    "langevin",
-    "ode",
-    "per_image_noise",
-    "rk2",
-    "sde",
-    "slerp",
-    "tempered",
-    "truncation_error",
-]

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minidiff.diffusion.stats import over
+
 from .ancestral import Callback, Data
 from .noise import Noise, solver_dtype
 
@@ -92,7 +94,7 @@ def slerp(a: Data, b: Data, weight: float) -> Float[Tensor, "batch *dims"]:
     Straight lines between normal vectors pass too near to the origin; these points are as far from it as the ends.
     """
     angle = torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1).acos()
-    angle = angle.reshape(-1, *[1] * (a.ndim - 1))
+    angle = over(angle, a)
     along = (torch.sin((1 - weight) * angle) * a + torch.sin(weight * angle) * b) / torch.sin(angle)
     return torch.where(angle > 0, along, a + weight * (b - a))
 

@@ -1,7 +1,7 @@
 """A classifier of noisy images leads an image to its class: guidance of a process, or of a denoiser (ADM §4)."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn import functional as F
 
+from minidiff.checks import one_of
 from minidiff.diffusion import GaussianDiffusion
-from minidiff.diffusion.gaussian import Net, PerExample, Steps, call_network
-from minidiff.diffusion.paths import over
+from minidiff.diffusion.gaussian import Net, PerExample, Steps, call_network, on_chain
+from minidiff.diffusion.stats import over
 
 from .ancestral import Data
 
@@ -39,10 +40,7 @@ class ClassLogProb:
 
     def at_sigma(self, x: Data, sigma: Tensor | float, labels: Labels) -> PerExample:
         """Of each label, at x = x_0 + σ n: x/√(1 + σ²) is x_t at the level of the chain that is next to σ."""
-        levels = self.process.sigma
-        sigma = torch.as_tensor(sigma, dtype=levels.dtype, device=x.device).expand(len(x))
-        t = (levels.log() - sigma.log()[:, None]).abs().argmin(1)
-        return self(x * over(1 / (1 + sigma**2).sqrt(), x), t, labels)
+        return self(*on_chain(self.process, x, sigma), labels)
 
     def on(self, process: GaussianDiffusion) -> "ClassLogProb":
         """The same classifier, asked by the steps of a chain that leaves some out.
@@ -80,8 +78,7 @@ class Guided:
             raise ValueError(
                 f"process: the slope of a classifier moves a GaussianDiffusion, no {type(process).__name__}."
             )
-        if at not in get_args(At):
-            raise ValueError(f"at={at!r}: take one of {', '.join(get_args(At))}.")
+        one_of("at", at, At)
         self.process, self.log_p = process, log_p.on(process) if isinstance(log_p, ClassLogProb) else log_p
         self.scale, self.at, self.tell_net = scale, at, tell_net
         self.T, self.noise_at_end = process.T, process.noise_at_end

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minidiff.checks import one_of
 from minidiff.diffusion import EDM, Path
 
 from .ancestral import Callback, Data
@@ -41,8 +42,7 @@ def ode(
     Returns x at the last time (batch, *dims), float64. Raises ValueError for another solver, and for times of which one
     but the last is 0.
     """
-    if solver not in get_args(Solver):
-        raise ValueError(f"solver={solver!r}: take one of {', '.join(get_args(Solver))}.")
+    one_of("solver", solver, Solver)
     alpha = 1.0 if solver == "heun" else None
     return _solve(denoise, start, path, solver_times(path, steps), alpha, cond, callback)
 
@@ -116,7 +116,6 @@ def heun(
     start: Data,
     noise: Noise | None = None,
     steps: Times | None = None,
-    solver: Solver = "heun",
     cond: dict[str, Tensor] | None = None,
     callback: Callback | None = None,
 ) -> Data:
@@ -125,7 +124,7 @@ def heun(
     A sampler is given noise; this one uses none. ``start`` is a draw of ``process.prior``.
     """
     steps = process.steps if steps is None else steps
-    return ode(process.denoiser(net), start, process.path, steps, solver, cond, callback)
+    return ode(process.denoiser(net), start, process.path, steps, "heun", cond, callback)
 
 
 def solver_times(path: Path, steps: Times) -> Float[Tensor, "times"]:

@@ -1,14 +1,18 @@
 """Asking a trained model a question: samples from p̃(x) ∝ p(x) r(x), by bending every step (SD §2.5)."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-Data = Float[Tensor, "batch *dims"]
+from minidiff.checks import one_of
+from minidiff.diffusion.stats import over
+
+from .ancestral import Data
+
 Evidence = Normal | Bernoulli | Callable[[Tensor, Tensor], Tensor]
 OverTime = Literal["constant", "rising"]
 
@@ -33,8 +37,7 @@ class Posterior:
     """
 
     def __init__(self, process, r: Evidence, over_time: OverTime = "constant"):
-        if over_time not in get_args(OverTime):
-            raise ValueError(f"over_time={over_time!r}: take one of {', '.join(get_args(OverTime))}.")
+        one_of("over_time", over_time, OverTime)
         if isinstance(r, Bernoulli | Normal) and type(r) is not type(process.prior):
             ours, theirs = type(process.prior).__name__, type(r).__name__
             raise ValueError(f"r is a {theirs}, but the steps of {type(process).__name__} are {ours}: give r as such.")
@@ -53,8 +56,7 @@ class Posterior:
 
     def reverse(self, net: Callable[..., Tensor], x: Data, t: Tensor, **cond: Tensor) -> Normal | Bernoulli:
         """The process's own kernel, times r at the point it leads to."""
-        kernel, power = self.process.reverse(net, x, t, **cond), self._power(t - 1, x)
-        power = power.reshape(-1, *[1] * (x.ndim - 1))
+        kernel, power = self.process.reverse(net, x, t, **cond), over(self._power(t - 1, x), x)
         return _shift(kernel, self.r, power, t - 1) if callable(self.r) else self._multiply(kernel, power)
 
     def x0_from_mean(self, mean: Data, xt: Data, t: Tensor) -> Data:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from minidiff.checks import one_of
 from minidiff.diffusion import Path
+from minidiff.diffusion.stats import over
 
 from .ancestral import Callback, Data
 from .noise import Noise, solver_dtype
@@ -49,8 +51,7 @@ def sde(
     Returns x at the last time, float64. A step to 0 adds no noise and returns x̂_0, the mean of x_0 given x. Raises
     ValueError for an argument that makes no sampler, naming it.
     """
-    if predictor not in get_args(Predictor):
-        raise ValueError(f"predictor={predictor!r}: take one of {', '.join(get_args(Predictor))}.")
+    one_of("predictor", predictor, Predictor)
     if corrections < 0 or snr <= 0:
         raise ValueError(f"corrections={corrections}, snr={snr}: corrections ≥ 0 and snr > 0.")
     cond, x, k = cond or {}, start.to(solver_dtype(start.device)), 0
@@ -74,4 +75,4 @@ def sde(
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
+    return over(x.flatten(1).norm(dim=1), x)

@@ -16,8 +16,12 @@ class EMA:
     def __init__(self, model: nn.Module, half_life: int):
         self.half_life = half_life
         self.model = deepcopy(model).eval().requires_grad_(False)
-        # Looked up once: in a small network a walk through its modules takes as long as the average itself.
-        self.averages, self.copies = list(self.model.parameters()), list(self.model.buffers())
+        # The tables in which modules keep their tensors. To walk through the modules at every step takes as long in a
+        # small network as the average itself, and a list of the tensors would not follow them to another device.
+        module = lambda key: self.model.get_submodule(key.rpartition(".")[0])
+        name = lambda key: key.rpartition(".")[2]
+        self.averages = [(module(key)._parameters, name(key)) for key, _ in self.model.named_parameters()]
+        self.copies = [(module(key)._buffers, name(key)) for key, _ in self.model.named_buffers()]
 
     @torch.no_grad()
     def update(self, model: nn.Module, images_seen: int, batch: int) -> None:
@@ -25,6 +29,7 @@ class EMA:
         half_life = min(self.half_life, 0.05 * images_seen)
         beta = 0.5 ** (batch / half_life) if half_life > 0 else 0.0
         # as a lerp towards the model: mean ← mean + (1 − β)(model − mean)
-        torch._foreach_lerp_(self.averages, list(model.parameters()), 1 - beta)
-        for ours, theirs in zip(self.copies, model.buffers(), strict=True):
-            ours.copy_(theirs)
+        averages = [table[name] for table, name in self.averages]
+        torch._foreach_lerp_(averages, list(model.parameters()), 1 - beta)
+        for (table, name), buffer in zip(self.copies, model.buffers(), strict=True):
+            table[name].copy_(buffer)

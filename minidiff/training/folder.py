@@ -6,14 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from . import distributed
-
-try:
-    import fcntl
-except ImportError:  # Windows, where no lock is taken
-    fcntl = None
+from minidiff import processes
+from minidiff.files import take_lock, write_text
 
 
 @contextmanager
@@ -23,7 +18,7 @@ def locked(run: Path) -> Iterator[None]:
     Of torchrun's processes the first takes the lock for all. Raises ValueError in each of them where it is taken.
     """
     with (run / ".lock").open("a") as file:
-        if distributed.any_of(distributed.rank() == 0 and not _take(file)):
+        if processes.any_of(processes.rank() == 0 and not take_lock(file)):
             raise ValueError(f"{run} is in use: another process trains there. Wait for it, or give another folder.")
         yield
 
@@ -33,20 +28,7 @@ def in_use(run: Path) -> bool:
     if not (run / ".lock").exists():
         return False
     with (run / ".lock").open("r+") as file:
-        return not _take(file)
-
-
-def _take(file: IO[str]) -> bool:
-    """The kernel gives a lock to one holder, and takes it back when the file is closed, however that comes about."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass  # a file system without locks: its users have to know what they do
-    return True
+        return not take_lock(file)
 
 
 def read_metrics(run: Path | str, until: float = float("inf")) -> list[dict[str, float]]:
@@ -76,7 +58,4 @@ def append_metrics(run: Path, line: dict[str, float]) -> None:
 
 def rewrite_metrics(run: Path, lines: list[dict[str, float]]) -> None:
     """Replace the file in one move."""
-    path = run / "metrics.jsonl"
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    temporary.replace(path)
+    write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

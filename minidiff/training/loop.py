@@ -15,6 +15,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from minidiff import processes
+
 from . import checkpoint, distributed, folder
 from .build import Model
 from .config import TrainingConfig, check_training
@@ -112,7 +114,7 @@ def train(
     distributed.portions(config.batch, state.execution.micro)
     if run is not None and description is None:
         raise ValueError("run is given without description: a checkpoint has to say what it is of.")
-    if not distributed.same(state.images):
+    if not processes.same(state.images):
         raise ValueError("the processes begin at different checkpoints: give a folder that all of them see.")
     with ExitStack() as inside:
         if run is not None:
@@ -122,7 +124,7 @@ def train(
             latest = checkpoint.newest(run)
             if latest is not None and int(latest.name) > state.images:
                 raise ValueError(f"{run} holds a run of {latest.name} images: resume it, or give another folder.")
-        writes = run is not None and distributed.rank() == 0
+        writes = run is not None and processes.rank() == 0
         if writes:
             folder.rewrite_metrics(run, state.metrics)  # without what a killed run wrote after its last checkpoint
         inside.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
@@ -141,10 +143,10 @@ def train(
                 raise FloatingPointError(f"{error}{_last_good(run)}") from None
             if on_step is not None:
                 on_step(state)
-            stopped = stop is not None and distributed.any_of(stop())
+            stopped = stop is not None and processes.any_of(stop())
             done = stopped or state.images >= config.images
             if state.images // config.tick > before // config.tick or done:
-                loss, norm = (each / steps for each in distributed.mean(total).tolist())
+                loss, norm = (each / steps for each in processes.mean(total).tolist())
                 speed = steps * config.batch / (time.perf_counter() - began)
                 if not math.isfinite(loss) or state.scaler.get_scale() < 1:  # fp16 gave up: no scale is small enough
                     raise FloatingPointError(NOT_FINITE.format(images=state.images) + _last_good(run))
@@ -177,7 +179,7 @@ def train_step(state: State, data: Data, config: TrainingConfig, model: nn.Modul
     ``model`` is the state's, joined with those of other processes. Returns the loss of this process's share and the
     norm of the gradient of all, as one tensor, without waiting for them on a GPU.
     """
-    device, rank = next(state.model.parameters()).device, distributed.rank()
+    device, rank = next(state.model.parameters()).device, processes.rank()
     share, micro = distributed.portions(config.batch, state.execution.micro)
     generator = seeded(config.seed, rank, state.images, device)
     # Data are made on the CPU: with a GPU's random numbers each of their draws would wait for it.

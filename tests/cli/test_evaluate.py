@@ -68,7 +68,7 @@ def test_two_processes_come_to_the_numbers_of_one(minidiff, run, tmp_path):
 def test_more_processes_than_images_are_refused(tmp_path):
     np.savez(tmp_path / "one.npz", images=digits("test").pixels[:2, 0].numpy(), levels=17)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minidiff.evaluation.shards._place", lambda: (0, 3))
+        patch.setattr("minidiff.processes.size", lambda: 3)
         with pytest.raises(ValueError, match="2 images on 3 processes: start no more"):
             evaluate(tmp_path / "one.npz", "digits", DigitsExtractor(), ["fid"])
 

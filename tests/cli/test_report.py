@@ -64,6 +64,19 @@ def test_a_page_shows_runs_side_by_side(minidiff, run):
     assert notes == ["10 images are few", "and more", "20 images are few"]
 
 
+def test_a_page_says_what_data_are_called_and_not_where_they_lie(minidiff, run):
+    other = Path(shutil.copytree(run, "other"))
+    (config,) = other.glob("checkpoints/96/config.json")
+    values = json.loads(config.read_text())
+    values["config"]["data"]["source"] = "/home/somebody/photos64"
+    config.write_text(json.dumps(values))
+    leave(other, "a", dataclasses.replace(SCORES, reference="/home/somebody/photos64"))
+    assert minidiff("report", "other", run, "--out", "page").code == 0
+    page = Path("page/report.md").read_text()
+    assert "/home" not in page and "Data: source photos64, " in page and "Reference photos64, " in page
+    assert "Data: source digits, " in page
+
+
 @pytest.mark.parametrize(
     "change", [{"extractor_sha256": "b" * 64}, {"reference_sha256": "e" * 64}, {"resampling": "bicubic"}]
 )

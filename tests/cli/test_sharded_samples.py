@@ -120,17 +120,3 @@ def test_what_can_not_go_on_is_refused(minidiff, run, refused, monkeypatch):  # 
 
 def test_points_are_no_pngs(refused, first_paper):  # noqa: F811
     assert "take npz" in refused("sample", first_paper["swissroll-sd"], "-n", 2, "--format", "png")
-
-
-def test_a_machine_with_fewer_gpus_than_processes_is_refused(monkeypatch):
-    from minidiff.cli.shards import own_device
-
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match="process 2 of this machine has no GPU of its own: --nproc-per-node 2"):
-        own_device(torch.device("cuda"))
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert own_device(torch.device("cuda")) == torch.device("cuda", 1) and chosen == [1]
-    assert own_device(torch.device("cpu")) == torch.device("cpu")

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from minidiff import DigitsExtractor, InceptionExtractor, digits
 from minidiff.evaluation import features
-from minidiff.evaluation.features import DIGITS_WEIGHTS, DigitsNet, digest
+from minidiff.evaluation.features import DIGITS_WEIGHTS, DigitsNet
+from minidiff.files import sha256
 from minidiff.pretrained import digits_extractor, names
 
 torch_fidelity = pytest.importorskip("torch_fidelity", reason="the extra eval is not installed")
@@ -31,7 +32,7 @@ def test_the_digits_extractor_is_what_its_record_says():
     right = (extractor(test.pixels, 17).logits.argmax(1) == test.labels).double().mean().item()
     assert right == pytest.approx(record["held_out_accuracy"], abs=1e-4) and right > 0.97
     assert f"{100 * right:.1f} %" in DigitsExtractor.__doc__
-    assert extractor.sha256 == record["sha256"] == digest(DIGITS_WEIGHTS)
+    assert extractor.sha256 == record["sha256"] == sha256(DIGITS_WEIGHTS)
     assert {"command", "seed", "date", "torch"} <= record.keys()
     assert DIGITS_WEIGHTS.stat().st_size < 1_000_000 and "digits-extractor" not in names()
 
@@ -167,9 +168,9 @@ def test_grey_is_repeated_and_levels_are_spread(inception, theirs):
 
 
 def test_inception_knows_the_official_file(weights, inception, monkeypatch):
-    assert inception.sha256 == digest(weights)
+    assert inception.sha256 == sha256(weights)
     assert "not the official Inception weights" in inception.warning
-    monkeypatch.setattr(features, "INCEPTION_SHA256", digest(weights))
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(weights))
     assert InceptionExtractor(weights).warning == ""
 
 
@@ -182,7 +183,7 @@ def test_without_a_path_it_is_fetched_once(weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    assert InceptionExtractor().sha256 == InceptionExtractor().sha256 == digest(weights)
+    assert InceptionExtractor().sha256 == InceptionExtractor().sha256 == sha256(weights)
     assert fetched == [("weights-inception-2015-12-05-6726825d.pth", features.INCEPTION_SHA256)]
     assert features.INCEPTION_SHA256.startswith("6726825d")
 

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import tiny
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from minidiff import GaussianConfig, UniformTimes, train
+from minidiff import GaussianConfig, UniformTimes, processes, train
 from minidiff.training import Execution, State, begin, distributed, process_group
 from minidiff.training.loop import train_step
 
@@ -31,8 +31,8 @@ def gradients(micro: int = 0) -> list[torch.Tensor]:
     """Of one step of 16 examples, whose t and noise follow from their places in the whole batch."""
     state, config = fresh(micro=micro, images=16)
     generator = torch.Generator().manual_seed(9)
-    share = 16 // distributed.size()
-    own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    share = 16 // processes.size()
+    own = slice(processes.rank() * share, (processes.rank() + 1) * share)
     t, noise = torch.randint(30, (16,), generator=generator), torch.randn(16, *tiny.SHAPE, generator=generator)
     state.times.draw = lambda n, _: (t[own], torch.linspace(0.5, 2, 16)[own])
     state.model.process.draw_noise = lambda x0, _: noise[own]
@@ -94,7 +94,7 @@ def everything(folder: Path) -> dict:
 
     state, config = fresh()
     try:
-        train(state, Watched(spoilt=2 if distributed.rank() else 99), config.training)
+        train(state, Watched(spoilt=2 if processes.rank() else 99), config.training)
     except FloatingPointError as error:
         found["spoilt"] = str(error), state.images, tiny.weights(state), state.model.training
     state, config = fresh(images=32)
@@ -102,7 +102,7 @@ def everything(folder: Path) -> dict:
     found["before"] = tiny.weights(state)
 
     state, config = fresh()
-    process, far = state.model.process, float("inf") if distributed.rank() else 0.0
+    process, far = state.model.process, float("inf") if processes.rank() else 0.0
     loss = process.loss
     process.loss = lambda *args, **cond: {"loss": loss(*args, **cond)["loss"] + far}
     try:
@@ -111,7 +111,7 @@ def everything(folder: Path) -> dict:
         found["infinite"] = str(error)
 
     state, config = fresh()
-    asked = lambda: distributed.rank() == 1 and state.images >= 48
+    asked = lambda: processes.rank() == 1 and state.images >= 48
     train(state, tiny.images(), config.training, folder / "run", tiny.describe(config), stop=asked)
     found["stopped"] = state.images
 
@@ -123,13 +123,13 @@ def everything(folder: Path) -> dict:
 
     found["refused"] = [refusal(*fresh(batch=15)), refusal(*fresh(micro=3))]
     elsewhere, config = fresh()
-    elsewhere.images = 48 + 16 * distributed.rank()
+    elsewhere.images = 48 + 16 * processes.rank()
     found["refused"].append(refusal(elsewhere, config))
     elsewhere.images = 48
     with (folder / "run" / ".lock").open("a") as file:
-        if distributed.rank() == 0:
+        if processes.rank() == 0:
             fcntl.flock(file, fcntl.LOCK_EX)
-        distributed.any_of(False)  # not before it is taken
+        processes.any_of(False)  # not before it is taken
         found["refused"].append(refusal(elsewhere, config))
     return found
 
@@ -138,4 +138,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with process_group(torch.device("cpu")):
         found = everything(Path(sys.argv[1]))
-        torch.save(found, Path(sys.argv[1]) / f"{distributed.rank()}.pt")
+        torch.save(found, Path(sys.argv[1]) / f"{processes.rank()}.pt")

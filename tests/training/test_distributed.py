@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pair
@@ -103,69 +101,13 @@ def test_both_refuse_what_one_would_have_to(both):
         assert all(part in said for part, said in zip(sentences, each["refused"], strict=True))
 
 
-def test_without_torchrun_there_is_one():
-    assert (distributed.rank(), distributed.size()) == (0, 1) and distributed.same(5)
-    assert distributed.any_of(True) and not distributed.any_of(False)
-    model, x = torch.nn.Linear(1, 1), torch.ones(2)
-    assert distributed.joined(model) is model and distributed.mean(x) is x
+def test_one_alone_takes_the_whole_batch():
+    model = torch.nn.Linear(1, 1)
+    assert distributed.joined(model) is model
     assert distributed.portions(12, 0) == (12, 12) and distributed.portions(12, 4) == (12, 4)
-    with distributed.process_group(torch.device("cpu")):
-        assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("micro", [-1, 5, 24])
 def test_a_portion_divides_the_share(micro):
     with pytest.raises(ValueError, match=f"micro={micro}: 12 examples a process"):
         distributed.portions(12, micro)
-
-
-def test_a_machine_with_fewer_gpus_than_processes_is_refused(monkeypatch):
-    for key, value in {"WORLD_SIZE": "8", "LOCAL_RANK": "2"}.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with (
-        pytest.raises(ValueError, match="process 2 of this machine has no GPU of its own: --nproc-per-node 2"),
-        distributed.process_group(torch.device("cuda")),
-    ):
-        raise AssertionError("not reached")
-
-
-# ---- started again --------------------------------------------------------------------------------------------------
-
-DIES_ONCE = """
-import os, time, torch
-from minidiff.training import distributed
-again, rank = os.environ["TORCHELASTIC_RESTART_COUNT"] == "1", os.environ["RANK"]
-time.sleep(2 if again and rank == "1" else 0)  # the other one finds what was there before, if it looks for that
-with distributed.process_group(torch.device("cpu")):
-    print(f"{again} {rank}: {distributed.any_of(rank == '1')}", flush=True)
-    again or os._exit(9)
-"""
-
-
-def test_torchrun_starts_them_again_and_they_find_each_other_however_late_one_is(tmp_path):
-    (script := tmp_path / "dies_once.py").write_text(DIES_ONCE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts"]
-    ended = subprocess.run([*command, "1", script], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert "True 0: True" in ended.stdout and "True 1: True" in ended.stdout
-
-
-@pytest.mark.parametrize("late", [0, 1, 2])
-def test_a_store_is_shared_by_those_of_one_start_and_by_none_before(late):
-    store, world = torch.distributed.HashStore(), 3
-
-    def enter(rank: int) -> torch.distributed.Store:
-        time.sleep(0.2 if rank == late else 0)
-        own = distributed.untouched(store, rank, world)
-        own.set(f"of {rank}", str(rank))
-        return own
-
-    starts = []
-    for start in range(3):
-        with ThreadPoolExecutor(world) as pool:
-            now = list(pool.map(enter, range(world)))
-        assert [[each.get(f"of {rank}") for rank in range(world)] for each in now] == [[b"0", b"1", b"2"]] * 3
-        now[0].set(f"start {start}", "")
-        starts.append([each.check([f"start {k}"]) for each in now for k in range(3)])
-    assert starts == [3 * [k == start for k in range(3)] for start in range(3)]

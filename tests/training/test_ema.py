@@ -58,3 +58,24 @@ def test_it_is_another_module_without_gradients_that_never_drops_out():
     assert all(p.requires_grad for p in model.parameters())
     model[0].weight.data.fill_(9.0)
     assert not (ema.model[0].weight == 9).any()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_it_goes_on_where_the_average_was_moved(anew):
+    """As .to(device) does: buffers are other tensors then, and parameters too where torch makes them anew."""
+    model = nn.BatchNorm1d(2)
+    ema = EMA(model, half_life=1000)
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(anew)
+    try:
+        ema.model.double()
+        model.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        model.running_mean.fill_(5.0)
+    ema.update(model, 10**5, 500)
+    assert ema.model.weight.dtype == ema.model.running_mean.dtype == torch.float64
+    assert ema.model.weight.tolist() == pytest.approx([3 - 2 / 2**0.5] * 2)  # from 1 to 3, half a half-life
+    assert ema.model.running_mean.tolist() == [5.0, 5.0]

@@ -63,7 +63,7 @@ def test_where_a_file_system_has_no_locks_training_goes_on(tmp_path, monkeypatch
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("minidiff.training.folder.fcntl.flock", no_locks)
+    monkeypatch.setattr("minidiff.files.fcntl.flock", no_locks)
     with locked(tmp_path):
         assert not in_use(tmp_path)
 
