@@ -80,7 +80,8 @@ def run(argv: list[str]) -> None:
     with tqdm(total=options.n, unit=" samples", disable=None) as bar:
         told = (options.batch, device, bar.update, sampler, cond)
         x = generate(posterior, model.net, description.shape, seeds, *told)
-    parts = ["inpainted", *options.run.parts[-2:], options.image.stem, options.mask.stem]
+    parts = ["inpainted", *options.run.parts[-2:], *([options.weights] if options.weights else [])]
+    parts += [options.image.stem, options.mask.stem]
     parts += [f"steps{options.steps}"] if options.steps else []
     parts += [f"classes{options.classes}"] if options.classes else []
     stem = options.out / "-".join([*(each.replace("/", "") for each in parts), f"seed{options.seed}-n{options.n}"])

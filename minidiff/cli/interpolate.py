@@ -85,7 +85,9 @@ def run(argv: list[str]) -> None:
         noise = per_image_noise(options.seeds, description.shape)
         starts, which = draw(process.prior, noise(0).to(device, solver_dtype(device))), options.seeds
     x = sampler(process, net, between(starts, options.n), no_noise, cond=cond).float().cpu()
-    parts = ["interpolation", *options.run.parts[-2:], name, f"steps{steps}", *map(str, which)]
+    parts = ["interpolation", *options.run.parts[-2:], *([options.weights] if options.weights else [])]
+    parts += [name, f"steps{steps}", *([f"classes{options.classes}"] if options.classes else [])]
+    parts += [*map(str, which), f"n{options.n}"]
     stem = options.out / "-".join(each.replace("/", "") for each in parts)
     print(write_samples(x, stem, description, {"weights": np.linspace(0, 1, options.n)}, columns=options.n))
 
@@ -94,7 +96,7 @@ def check(options: Options) -> None:
     """Raises ValueError for numbers that can't be."""
     if (options.seeds is None) == (options.images is None):
         raise ValueError("give two ends: --seeds 3 7, or --images A.png B.png.")
-    if options.n < 2 or min(options.seeds or (0,)) < 0 or (options.steps or 1) < 1:
+    if options.n < 2 or min(options.seeds or (0,)) < 0 or (options.steps is not None and options.steps < 1):
         raise ValueError(f"-n {options.n} --seeds {options.seeds} --steps {options.steps}: n ≥ 2, seed ≥ 0, steps ≥ 1.")
     if options.classes is not None and not options.classes.isdecimal():
         raise ValueError(f"--classes {options.classes}: give one class, a whole number.")

@@ -29,6 +29,7 @@ from minidiff.cli.stages import Drawing, Stage, open_second
 from minidiff.data import encode
 from minidiff.diffusion.timesteps import Spacing
 from minidiff.evaluation import Kind, SampleFolder, open_images
+from minidiff.evaluation.image_sets import labels_of
 from minidiff.training import Description, Model, newest
 
 
@@ -55,7 +56,8 @@ class Options:
     """Which steps ddim keeps where their number is given: uniform by default."""
     solver: tyro.conf.OmitArgPrefixes[SolverOptions] = field(default_factory=SolverOptions)
     classes: str | None = None
-    """Of a class-conditional network or a classifier, such as 3,7: taken in turn by seed; all of them unless given."""
+    """Of a class-conditional network or a classifier, such as 3,7: taken in turn by seed. Unless given, those of the
+    images of --low-res where their file says them, or all."""
     classifier: Path | None = None
     """A classifier of noisy images that guides the samples to their classes: folder of its run, or the name of one that
     ships, such as digits-classifier. The network itself may be told the classes, or know of none."""
@@ -175,6 +177,8 @@ def name(options: Options, kind: Sampler, usual: Sampler) -> str:
         parts += [f"at-{options.at}"] if options.at else []
     if options.classifier_free is not None:
         parts += [f"free{options.classifier_free}"]
+    if options.low_res:
+        parts += ["of", options.low_res.name.removesuffix(".npz")]
     if options.upsample:
         parts += [of(options.upsample), *([f"steps{options.upsample_steps}"] if options.upsample_steps else [])]
     return "-".join(parts + ([f"classes{options.classes}"] if options.classes else []))
@@ -209,4 +213,7 @@ def conditions(net: nn.Module, guide: Guide | None, description: Description, op
         if small.shape != (channels, height // factor, width // factor):
             raise ValueError(f"--low-res {options.low_res}: images {small.shape}, {factor} times smaller are wanted.")
         cond["low_res"] = encode(small.read(0, options.n), small.levels)
+        drawn = labels_of(options.low_res)
+        if "labels" in cond and drawn is not None and not named:
+            cond |= classes_of(net, range(options.n), drawn[: options.n])
     return cond

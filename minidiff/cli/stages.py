@@ -81,7 +81,10 @@ def open_second(path: Path, steps: str | None, first: Description, classes: int,
     known = getattr(model.net, "classes", 0)
     if known not in (0, classes):
         raise ValueError(f"--upsample {path}: it is told one of {known} classes, and the first stage has {classes}.")
-    process, sampler = choose_sampler(place(model, device), usual_sampler(model), steps)
+    try:
+        process, sampler = choose_sampler(place(model, device), usual_sampler(model), steps)
+    except ValueError as error:
+        raise ValueError(f"--upsample-steps {steps}: {error}") from error
     return Stage(description, model.net, place(process, device), sampler)
 
 

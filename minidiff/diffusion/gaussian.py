@@ -270,7 +270,8 @@ class GaussianDiffusion(nn.Module):
 class GaussianDenoiser:
     """``denoise(x, sigma, **cond) -> x0_hat``: a discrete process's network seen as a denoiser (EDM §5).
 
-    x = x_0 + σ n is scaled by 1/√(1+σ²) to what the network knows, and σ is rounded to the nearest level of the chain.
+    x = x_0 + σ n is scaled by 1/√(1+σ²) to what the network knows, and σ is rounded to the level of the chain that is
+    nearest in log σ.
     """
 
     def __init__(self, process: nn.Module, net: Net):

@@ -292,8 +292,8 @@ class EDMPath(Path):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rho <= 0:
-            raise ValueError(f"rho={self.rho}: give a positive number.")
+        if not 0.1 <= self.rho <= 1e9:  # beyond these, σ^{1/ρ} overflows or is 1 at every σ
+            raise ValueError(f"rho={self.rho}: give a number from 0.1 to 1e9, such as 7.")
 
     def grid(self, n: int) -> Float[Tensor, " n"]:
         """(σ_max^{1/ρ} + i/(n−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ."""

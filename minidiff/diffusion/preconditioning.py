@@ -53,8 +53,10 @@ def edm_column(
 
     ln σ ~ N(P_mean, P_std²) in training (EDM Table 1). Raises ValueError for numbers that make no column.
     """
-    if not sigma_data > 0 or not P_std > 0:
-        raise ValueError(f"sigma_data={sigma_data}, P_std={P_std}: give numbers above 0.")
+    if not 0 < sigma_data < torch.inf or not 0 < P_std < torch.inf or not abs(P_mean) < torch.inf:
+        raise ValueError(
+            f"sigma_data={sigma_data}, P_mean={P_mean}, P_std={P_std}: give finite ones, the first and the last > 0."
+        )
     total = lambda sigma: sigma**2 + sigma_data**2
     return Column(
         path=EDMPath(sigma_min, sigma_max, rho),

@@ -94,7 +94,7 @@ def sections(T: int, counts: str) -> list[int]:
     steps = []
     for size, n, begin in zip(sizes, keep, accumulate(sizes, initial=0), strict=False):
         if n > size:
-            raise ValueError(f"steps={counts!r}: a section of {size} steps cannot keep {n}.")
+            raise ValueError(f"steps={counts!r}: a section of {size} steps cannot keep {n}; take fewer.")
         # Added up and not multiplied: halves are rounded by their last bit, and the official lists came about so.
         places = accumulate([(size - 1) / max(n - 1, 1)] * (n - 1), initial=0.0)
         steps += [begin + round(place) for place in places]

@@ -105,6 +105,14 @@ def in_array(pixels: np.ndarray, levels: np.ndarray | None, source: str) -> Imag
     return in_memory(rearrange(pixels, "n h w c -> n c h w"), counted, source)
 
 
+def labels_of(path: Path) -> list[int] | None:
+    """The labels beside the images of an ``.npz`` file, or of the shards that ``minidiff sample --format npz`` filled,
+    in their order; None where there are none."""
+    files = sorted(path.glob("[0-9]*.npz")) if path.is_dir() else [path] if path.suffix == ".npz" else []
+    parts = [read_npz(file).get("labels") for file in files]
+    return None if not parts or any(part is None for part in parts) else np.concatenate(parts).tolist()
+
+
 def _prepared(folder: Path) -> ImageSet:
     pixels = load_data(folder).pixels
     sums = [file["sha256"] for file in read_card(folder)["parts"]["train"]["shards"].values()]

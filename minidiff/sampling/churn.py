@@ -41,10 +41,13 @@ def churn(
         cond: what the network is conditioned on.
         callback: called as ``callback(step=, x=, sigma=, x0_hat=)`` with the point that each step down starts from.
 
-    Returns x at the last time (batch, *dims), float64. Raises ValueError for S_churn or S_noise below 0.
+    Returns x at the last time (batch, *dims), float64. Raises ValueError for S_churn or S_noise below 0,
+    and for an S_tmin above S_tmax.
     """
-    if not S_churn >= 0 or not S_noise >= 0:
+    if not S_churn >= 0 or not 0 <= S_noise < float("inf"):
         raise ValueError(f"S_churn={S_churn}, S_noise={S_noise}: give numbers of at least 0.")
+    if not S_tmin <= S_tmax:
+        raise ValueError(f"S_tmin={S_tmin}, S_tmax={S_tmax}: the first is the lower end of the noise levels.")
     path = path or EDMPath()
     times, cond, x = solver_times(path, steps), cond or {}, start.to(solver_dtype(start.device))
     gamma = min(S_churn / (len(times) - 1), 2**0.5 - 1)

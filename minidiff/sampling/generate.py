@@ -32,7 +32,8 @@ def generate(
 
     ``cond`` has a row for each seed and is given to the sampler as ``cond=``: the ``labels`` of classes, or for the
     second of two stages the samples of the first as ``low_res``; seeds of their own keep the stages' noises apart.
-    Raises ValueError where there is nothing to draw, and for a condition of another number of rows.
+    Raises ValueError where there is nothing to draw, for a condition of another number of rows, and for labels that a
+    network with ``classes`` does not know; −1 is no class.
     """
     if len(seeds) == 0 or batch < 1:
         raise ValueError(f"{len(seeds)} samples in batches of {batch}: both must be at least 1.")
@@ -40,6 +41,9 @@ def generate(
     cond = cond or {}
     if uneven := [name for name, rows in cond.items() if len(rows) != len(seeds)]:
         raise ValueError(f"cond[{uneven[0]!r}]: {len(cond[uneven[0]])} rows for {len(seeds)} seeds; give one a seed.")
+    known = getattr(net, "classes", 0)
+    if known and "labels" in cond and not ((cond["labels"] >= -1) & (cond["labels"] < known)).all():
+        raise ValueError(f"labels={cond['labels'].unique().tolist()}: the network knows the classes 0 … {known - 1}.")
     done = []
     for k in range(0, len(seeds), batch):
         part = seeds[k : k + batch]

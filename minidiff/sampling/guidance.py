@@ -15,6 +15,7 @@ from minidiff.diffusion.gaussian import Net, PerExample, Steps, call_network, on
 from minidiff.diffusion.stats import over
 
 from .ancestral import Data
+from .classifier_free import check_scale
 
 Labels = Int[Tensor, " batch"]
 LogProb = Callable[..., Tensor]
@@ -35,8 +36,14 @@ class ClassLogProb:
         self.process, self.net = process, net
 
     def __call__(self, x: Data, t: Steps, labels: Labels) -> PerExample:
-        """Of each label, at x = x_t of the chain; the network keeps its own precision."""
-        return -F.cross_entropy(call_network(self.net, x, self.process.fed[t], {}), labels, reduction="none")
+        """Of each label, at x = x_t of the chain; the network keeps its own precision.
+
+        Raises ValueError for a label that the network does not know.
+        """
+        logits = call_network(self.net, x, self.process.fed[t], {})
+        if not ((labels >= 0) & (labels < logits.shape[1])).all():
+            raise ValueError(f"labels={labels.tolist()}: the classifier knows the classes 0 … {logits.shape[1] - 1}.")
+        return -F.cross_entropy(logits, labels, reduction="none")
 
     def at_sigma(self, x: Data, sigma: Tensor | float, labels: Labels) -> PerExample:
         """Of each label, at x = x_0 + σ n: x/√(1 + σ²) is x_t at the level of the chain that is next to σ."""
@@ -70,7 +77,7 @@ class Guided:
         tell_net: the network is conditioned on the labels too.
 
     It goes where a process goes; the labels are the ``labels`` of ``cond``. Raises ValueError for a process that is not
-    Gaussian, for a classifier of other noise, and for another ``at``.
+    Gaussian, for a classifier of other noise, for another ``at``, and for a scale that is not finite.
     """
 
     def __init__(self, process, log_p: LogProb, scale: float = 1.0, at: At = "mean", tell_net: bool = True):
@@ -79,6 +86,7 @@ class Guided:
                 f"process: the slope of a classifier moves a GaussianDiffusion, no {type(process).__name__}."
             )
         one_of("at", at, At)
+        check_scale(scale)
         self.process, self.log_p = process, log_p.on(process) if isinstance(log_p, ClassLogProb) else log_p
         self.scale, self.at, self.tell_net = scale, at, tell_net
         self.T, self.noise_at_end = process.T, process.noise_at_end
@@ -138,10 +146,12 @@ class GuidedDenoiser:
     """A denoiser that is led to a class: D + s σ² ∇_x log p(y | x; σ), for any solver that takes a denoiser.
 
     This is (ADM 14) on x = x_0 + σ n. ``log_p(x, sigma, labels) -> (batch,)`` in nats, such as
-    ``ClassLogProb(…).at_sigma``; its sigma is (batch,). ``scale`` and ``tell_net`` are those of ``Guided``.
+    ``ClassLogProb(…).at_sigma``; its sigma is (batch,). ``scale`` and ``tell_net`` are those of ``Guided``. Raises
+    ValueError for a scale that is not finite.
     """
 
     def __init__(self, denoise: Callable[..., Tensor], log_p: LogProb, scale: float = 1.0, tell_net: bool = True):
+        check_scale(scale)
         self.denoise, self.log_p, self.scale, self.tell_net = denoise, log_p, scale, tell_net
 
     def __call__(self, x: Data, sigma: Tensor | float, labels: Labels | None = None, **cond: Tensor) -> Data:

@@ -24,10 +24,10 @@ def truncation_error(
 ) -> Float[Tensor, " batch"]:
     """Root mean square over dimensions between one step from x(t) to x(t_next) and many short ones (EDM App. D).
 
-    The short steps are Euler's, even in t; ``solver`` is the rule of the one step. Returns one number for each example.
-    Raises ValueError for fewer than 1 of them.
+    The ``substeps`` short steps are Euler's, even in t; ``solver`` is the rule of the one step. Returns one number for
+    each example. Raises ValueError for fewer than 1 short step.
     """
     if substeps < 1:
-        raise ValueError(f"substeps={substeps}: at least 1.")
+        raise ValueError(f"substeps={substeps}: take at least 1.")
     run = lambda n, rule: ode(denoise, x, path, torch.linspace(t, t_next, n + 1, dtype=torch.float64), rule, cond)
     return flat_mean((run(1, solver) - run(substeps, "euler")) ** 2).sqrt()

@@ -1,6 +1,7 @@
 """From a configuration to modules."""
 
 import dataclasses
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +103,13 @@ def build_column(config: EDMConfig) -> Column:
     for key in ("column", "training_column"):
         if (name := getattr(config, key)) not in COLUMNS and (name or key == "column"):
             raise ValueError(f"process.{key}={name!r} is not one of {', '.join(COLUMNS)}.")
-    try:
-        column = COLUMNS[config.column](**config.column_options)
-    except TypeError as error:
-        raise ValueError(f"process.column_options={config.column_options}: {error}.") from error
+    make = COLUMNS[config.column]
+    if unknown := config.column_options.keys() - signature(make).parameters:
+        raise ValueError(
+            f"process.column_options: column {config.column!r} takes {', '.join(signature(make).parameters)}; "
+            f"leave out {', '.join(sorted(unknown))}."
+        )
+    column = make(**config.column_options)
     return column.trained_as(COLUMNS[config.training_column]()) if config.training_column else column
 
 

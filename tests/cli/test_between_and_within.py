@@ -45,7 +45,7 @@ def test_between_two_seeds_noises_turn_from_one_to_the_other(minidiff, run, flag
     else:
         denoise = ContinuousDenoiser(model.process, model.net)
         x = ode(denoise, noise / model.process.alpha_bar[-1].sqrt(), denoise.path(), 6)
-    told = arrays(f"interpolation-*run-{solver}-steps{30 if solver == 'ddim' else 6}-3-7.npz")
+    told = arrays(f"interpolation-*run-{solver}-steps{30 if solver == 'ddim' else 6}-3-7-n5.npz")
     assert_drawn(told["arr_0"], x)
     assert told["weights"].tolist() == [0, 0.25, 0.5, 0.75, 1]
 
@@ -63,7 +63,7 @@ def test_edm_starts_at_its_own_width(minidiff):
     assert minidiff("interpolate", "digits-edm", "--seeds", 1, 2, "-n", 2, "--steps", 4).code == 0
     model, _ = load("digits-edm")
     start = draw(model.process.prior, per_image_noise([1, 2], (1, 8, 8))(0))
-    assert_drawn(arrays("*-heun-steps4-1-2.npz")["arr_0"], heun(model.process, model.net, start, steps=4))
+    assert_drawn(arrays("*-heun-steps4-1-2-n3.npz")["arr_0"], heun(model.process, model.net, start, steps=4))
 
 
 def test_a_class_is_one_for_all(minidiff):
@@ -75,6 +75,13 @@ def test_a_class_is_one_for_all(minidiff):
     assert_drawn(arrays("*.npz")["arr_0"], ddim(model.process, model.net, noise, never, **told))
 
 
+def test_rows_that_differ_do_not_write_over_each_other(minidiff):
+    draw = ("interpolate", "digits-classes", "--seeds", 1, 2, "--steps", 2, "-n")
+    for more in ((2,), (3,), (2, "--classes", 5), (2, "--classes", 6), (2, "--weights", "ema-20000")):
+        assert minidiff(*draw, *more).code == 0
+    assert len(list(Path("samples").glob("*.npz"))) == 5
+
+
 def test_between_two_images_by_their_codes(minidiff):
     """In many steps the ends are the images themselves, nearly."""
     pixels = digits("test").pixels[[0, 2], 0]
@@ -83,7 +90,7 @@ def test_between_two_images_by_their_codes(minidiff):
     (model, _), kept = load("digits"), subsequence(1000, 100)
     codes = ddim_encode(model.process, model.net, encode(pixels[:, None], 17).double(), kept)
     noise = torch.cat([codes[:1], slerp(codes[:1], codes[1:], 0.5), codes[1:]])
-    found = arrays("interpolation-digits-ddim-steps100-a-b.npz")["arr_0"]
+    found = arrays("interpolation-digits-ddim-steps100-a-b-n3.npz")["arr_0"]
     assert_drawn(found, ddim(model.process, model.net, noise, never, kept, clip=False))
     assert np.abs(found[[0, 2], ..., 0].astype(int) - pixels.numpy()).max() <= 1
 
@@ -91,6 +98,7 @@ def test_between_two_images_by_their_codes(minidiff):
 def test_what_has_nothing_between_is_refused(refused, run, first_paper, tmp_path):  # noqa: F811
     assert "give two ends" in refused("interpolate", run)
     assert "n ≥ 2" in refused("interpolate", run, "--seeds", 1, 2, "-n", 1)
+    assert "--steps 0: n ≥ 2, seed ≥ 0, steps ≥ 1" in refused("interpolate", run, "--seeds", 1, 2, "--steps", 0)
     assert "give one class" in refused("interpolate", run, "--seeds", 1, 2, "--classes", "1,2")
     assert "knows no classes" in refused("interpolate", run, "--seeds", 1, 2, "--classes", "1")
     assert "EDM has no chain" in refused("interpolate", "digits-edm", "--seeds", 1, 2, "--sampler", "ddim")

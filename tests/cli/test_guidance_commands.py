@@ -176,6 +176,12 @@ def test_guidance_without_a_classifier(sampled, runs):
         plain = drawn(*flags)["arr_0"]
         assert np.array_equal(drawn("--classifier-free", 1, *flags)["arr_0"], plain)
         assert not np.array_equal(levels(x), plain)
+    denoise = ContinuousDenoiser(model.process, ClassifierFree(model.net, SCALE))
+    wide = (1 + denoise.path().sigma_max ** 2) ** 0.5
+    solve = lambda _p, _n, start, _z, cond: ode(denoise, wide * start, denoise.path(), 4, "heun", cond)
+    x = generate(model.process, model.net, description.shape, range(3), sampler=solve, **told)
+    found = drawn("--classifier-free", SCALE, "--sampler", "heun", "--steps", 4)
+    assert np.array_equal(found["arr_0"], levels(x))
 
 
 @pytest.mark.parametrize("large", ["large", "large-of-all"])
@@ -195,10 +201,20 @@ def test_two_stages_in_one_command_are_those_of_two(large, sampled, runs, tmp_pa
     assert np.array_equal(found["arr_0"], levels(x, 256)) and found["arr_0"].shape == (3, 16, 16, 1)
     assert (found["labels"].tolist(), found["seeds"].tolist(), int(found["levels"])) == ([3, 7, 3], [2, 3, 4], 256)
 
-    np.savez(tmp_path / "small.npz", **small)  # the same by hand, for a second stage that is told no class
-    if large == "large-of-all":
-        by_hand = ("--device", "cpu", "-n", 3, "--low-res", "small.npz", "--seed", 10**9 + 2, "--steps", 4)
-        assert np.array_equal(sampled(runs[large], *by_hand)["arr_0"], found["arr_0"])
+    np.savez(tmp_path / "small.npz", **small)  # the same by hand; the classes are those that the file says
+    by_hand = ("--device", "cpu", "-n", 3, "--low-res", "small.npz", "--seed", 10**9 + 2, "--steps", 4)
+    again = sampled(runs[large], *by_hand)
+    assert np.array_equal(again["arr_0"], found["arr_0"])
+    if large == "large":
+        assert again["labels"].tolist() == [3, 7, 3]
+        assert sampled(runs[large], *by_hand, "--classes", "5")["labels"].tolist() == [5, 5, 5]
+
+
+def test_the_classes_of_shards_come_along(minidiff, sampled, runs):
+    flags = ("--device", "cpu", "-n", 5, "--classes", "4,9", "--format", "npz", "--shard", 2, "--out", "shards")
+    assert minidiff("sample", runs["small"], *flags).code == 0
+    found = sampled(runs["large"], "--device", "cpu", "-n", 3, "--seed", 31, "--low-res", "shards", "--steps", 2)
+    assert found["labels"].tolist() == [4, 9, 4]
 
 
 def test_an_image_is_the_same_in_any_batch_guided_and_enlarged(sampled, runs):
@@ -224,7 +240,11 @@ def test_samples_of_other_guidance_do_not_write_over_each_other(minidiff, runs, 
         assert minidiff("sample", runs["conditional"], "--device", "cpu", "-n", 1, "--steps", 2, *flags).code == 0
     for flags in ([], *stages):
         assert minidiff("sample", runs["small"], "--device", "cpu", "-n", 1, "--steps", 2, *flags).code == 0
-    assert len(list((tmp_path / "samples").glob("*.npz"))) == len(other) + 1 + len(stages)
+    for name in ("first.npz", "second.npz"):
+        np.savez(tmp_path / name, arr_0=np.zeros((1, 8, 8), np.uint8), levels=np.array(256))
+        flags = ("--device", "cpu", "-n", 1, "--steps", 2, "--low-res", name)
+        assert minidiff("sample", runs["large"], *flags).code == 0
+    assert len(list((tmp_path / "samples").glob("*.npz"))) == len(other) + 1 + len(stages) + 2
 
 
 @pytest.mark.parametrize(
@@ -248,7 +268,10 @@ def test_samples_of_other_guidance_do_not_write_over_each_other(minidiff, runs, 
         ("conditional --upsample classifier", "is a classifier of noisy images, which draws none"),
         ("large --low-res FILE --upsample large", "it enlarges images (1, 8, 8) in levels, and (1, 16, 16) are drawn"),
         ("digits --upsample large", "it is told one of 10 classes, and the first stage has 0"),
-        ("conditional --upsample large --upsample-steps 9", "a section of 8 steps cannot keep 9"),
+        (
+            "conditional --upsample large --upsample-steps 9",
+            "--upsample-steps 9: steps='9': a section of 8 steps cannot keep 9",
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused_before_anything_is_written(flags, sentence, minidiff, runs, tmp_path):

@@ -1,6 +1,7 @@
 """Augmentation: the label says exactly what was done, each transform alone against another way to do it."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -184,8 +185,9 @@ def test_how_often_each_is_done(drawn):
         assert share(on[:, k], 0.15)
     for pair in ((3, 4), (5, 6), (7, 8)):  # two numbers of one transform
         assert np.array_equal(on[:, pair[0]], on[:, pair[1]])
-    for a, b in ((2, 4), (4, 5), (5, 7), (2, 7)):  # and those of different ones do not know each other
+    for a, b in combinations((2, 4, 5, 7), 2):  # and those of different ones do not know each other
         assert share(on[:, a] & on[:, b], 0.15**2)
+    assert all(share(on[:, 1] & on[:, k], 0.075 * 0.15) for k in (2, 4, 5, 7))
     assert set(np.unique(drawn[:, :2])) == {0, 1}
 
 
@@ -205,6 +207,15 @@ def test_how_much_is_done(drawn):
         assert stats.kstest(values, law.cdf).pvalue > 1e-3
     moved = drawn[drawn[:, 7] != 0]
     assert abs(np.corrcoef(moved[:, 7], moved[:, 8])[0, 1]) < 0.08
+
+
+def test_no_amount_tells_of_another():
+    """All nine numbers drawn; also by their sizes, of which two could agree without a correlation."""
+    x_flip, y_flip, w, cos, sin, ax, ay, tx, ty = draw_augmentation(N, 1.0, torch.Generator().manual_seed(7)).numpy().T
+    angles = [np.arctan2(sin, cos + 1), np.arctan2(ay, ax)]
+    amounts = [x_flip, y_flip, w, abs(w), *angles, *map(abs, angles), np.hypot(ax, ay), tx, abs(tx), ty, abs(ty)]
+    correlation = np.corrcoef(amounts) - np.eye(len(amounts))
+    assert abs(correlation).max() < 4.5 / N**0.5
 
 
 def test_p_0_leaves_every_image_alone(generator):

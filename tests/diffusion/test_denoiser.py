@@ -35,9 +35,11 @@ def test_sigma_between_two_levels_is_served_by_the_nearer():
         return torch.zeros_like(x)
 
     denoise = GaussianDiffusion(BETAS).denoiser(net)
-    low, high = SIGMA[50], SIGMA[51]
-    denoise(torch.zeros(4, 1).double(), torch.stack([low * 1.0001, high * 0.9999, SIGMA[0] / 9, SIGMA[-1] * 9]))
-    assert asked == [[50, 51, 0, 199]]
+    low, high = SIGMA[0], SIGMA[1]
+    middle = (low * high).sqrt()  # nearer in log σ: the middle is the geometric mean
+    assert middle * 1.0001 < (low + high) / 2
+    denoise(torch.zeros(4, 1).double(), torch.stack([middle * 0.9999, middle * 1.0001, SIGMA[0] / 9, SIGMA[-1] * 9]))
+    assert asked == [[0, 1, 0, 199]]
 
 
 def test_the_denoiser_clips_where_the_process_clips():

@@ -1,6 +1,7 @@
 """The classifier of noisy data: its loss by hand, and that it learns p(y | x_t), which is known for two Gaussians."""
 
 import numpy as np
+import pytest
 import torch
 
 from minidiff import MLP, GaussianDiffusion
@@ -10,15 +11,16 @@ from minidiff.diffusion import NoisyClassifier
 BETAS = torch.tensor([0.05, 0.2, 0.35, 0.5, 0.7], dtype=torch.float64)
 
 
-def test_the_loss_is_the_cross_entropy_at_the_noisy_point(float64, generator):
-    process = NoisyClassifier(GaussianDiffusion(BETAS))
+@pytest.mark.parametrize("rescale, unit", [(False, 1), (True, 200)])
+def test_the_loss_is_the_cross_entropy_at_the_noisy_point(rescale, unit, float64, generator):
+    process = NoisyClassifier(GaussianDiffusion(BETAS, rescale_times=rescale))
     matrix = torch.randn(4, 3, generator=generator)
     x0, noise = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
     t, labels = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([3, 0, 2, 2, 1])
-    found = process.loss(lambda x, t: x @ matrix.T + t[:, None] * torch.arange(4.0), x0, t, noise, labels)
+    found = process.loss(lambda x, t: x @ matrix.T + t[:, None] * torch.arange(4.0) / 100, x0, t, noise, labels)
     alpha_bar = np.cumprod(1 - BETAS.numpy())
     x_t = np.sqrt(alpha_bar)[:, None] * x0.numpy() + np.sqrt(1 - alpha_bar)[:, None] * noise.numpy()
-    logits = x_t @ matrix.numpy().T + np.arange(5)[:, None] * np.arange(4.0)
+    logits = x_t @ matrix.numpy().T + unit * np.arange(5)[:, None] * np.arange(4.0) / 100
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     np.testing.assert_allclose(found["loss"], -log_p[np.arange(5), labels.numpy()], rtol=1e-9)
     np.testing.assert_array_equal(found["correct"], logits.argmax(1) == labels.numpy())

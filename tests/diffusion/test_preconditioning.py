@@ -386,6 +386,8 @@ def test_a_column_trained_as_another(other, generator):
     [
         (lambda: edm_column(sigma_data=0.0), "sigma_data=0.0"),
         (lambda: edm_column(P_std=-1.0), "P_std=-1.0"),
+        (lambda: edm_column(sigma_data=float("inf")), "sigma_data=inf"),
+        (lambda: edm_column(P_mean=float("nan")), "P_mean=nan"),
         (lambda: edm_column(sigma_min=0.0), "noise levels must rise"),
         (lambda: ve_column(2.0, 1.0), "noise levels must rise"),
         (lambda: iddpm_column(j_0=999), "j_0=999"),

@@ -87,7 +87,18 @@ def test_a_mixture_stays_that_mixture(generator):
     assert p(1.0) > 1e-3 and p(1.2) < 1e-3 and p(0.8) < 1e-3
 
 
-@pytest.mark.parametrize("wrong", [{"S_churn": -1.0}, {"S_noise": -0.1}, {"S_churn": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"S_churn": -1.0},
+        {"S_noise": -0.1},
+        {"S_churn": float("nan")},
+        {"S_noise": float("inf")},
+        {"S_tmin": 2.0, "S_tmax": 1.0},
+        {"S_tmin": float("nan")},
+        {"S_tmax": float("nan")},
+    ],
+)
 def test_no_such_noise_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         churn(bent, torch.ones(1, 1), lambda i: None, 3, **wrong)

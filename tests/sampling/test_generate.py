@@ -135,3 +135,11 @@ def test_a_condition_has_a_row_for_each_seed_whatever_the_batch():
     assert not torch.allclose(whole[4:], generate(PROCESS, lambda x, t: x, (2,), [4]))
     with pytest.raises(ValueError, match=r"cond\['labels'\]: 5 rows for 4 seeds"):
         generate(PROCESS, net, (2,), range(4), cond={"labels": labels})
+
+
+@pytest.mark.parametrize("label", [-2, 3])
+def test_a_label_that_the_network_does_not_know_is_refused_before_any_work(label):
+    net = UNet(1, 1, channels=8, mult=(1,), blocks=1, attention=(), classes=3).eval()
+    net.register_forward_pre_hook(lambda *_: pytest.fail("nothing is to be asked here"))
+    with pytest.raises(ValueError, match=rf"labels=.*{label}.*: the network knows the classes 0 … 2"):
+        generate(PROCESS, net, (1, 4, 4), range(3), cond={"labels": torch.tensor([0, -1, label])})

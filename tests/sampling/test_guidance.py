@@ -139,6 +139,9 @@ def test_the_mean_moves_by_the_variance_that_the_network_learned(x, variance):
     ours = Guided(process, wave, -2.0, "x", tell_net=False).reverse(net, x, STEPS, labels=LABELS)
     slope = torch.cos(x + 0.3 * STEPS[:, None]) * (1 + LABELS[:, None])
     torch.testing.assert_close((ours.mean - kernel.mean) / kernel.scale**2, -2 * slope, rtol=1e-6, atol=1e-6)
+    led = Guided(process, wave, tell_net=False).believe(net, x, STEPS, labels=LABELS)[1]
+    plain = process.believe(net, x, STEPS)[1]
+    assert (led is None) == (plain is None) == (not learned) and (not learned or torch.equal(led, plain))
 
 
 @AT
@@ -302,13 +305,14 @@ def test_a_guided_denoiser_is_that_of_the_conditional_law(x):
         mean, variance = (v * M + S**2 * x) / (v + S**2), v * S**2 / (v + S**2)
         return -((Y[labels][:, None] - mean) ** 2 / (2 * (variance + TAU**2))).sum(1)
 
-    denoise = lambda x, sigma: M + S**2 / (S**2 + torch.as_tensor(sigma).reshape(-1, 1) ** 2) * (x - M)
+    square = lambda sigma: torch.as_tensor(sigma, dtype=torch.float64).reshape(-1, 1) ** 2
+    denoise = lambda x, sigma: M + S**2 / (S**2 + square(sigma)) * (x - M)
     labels = torch.tensor([0, 1, 1, 0, 1])
     guided = GuidedDenoiser(denoise, log_p, tell_net=False)
     for sigma in (0.1, 1.0, 30.0, torch.tensor([0.03, 0.5, 1.0, 4.0, 80.0], dtype=torch.float64)):
-        v = torch.as_tensor(sigma).double().reshape(-1, 1) ** 2
+        v = square(sigma)
         exact = (M / S**2 + Y[labels][:, None] / TAU**2 + x / v) / (1 / S**2 + 1 / TAU**2 + 1 / v)
-        torch.testing.assert_close(guided(x, sigma, labels), exact)
+        torch.testing.assert_close(guided(x, sigma, labels), exact, rtol=1e-12, atol=1e-12)
 
     path = EDMPath(0.01, 80.0)  # and the likelihood along its ODE is p(x_0 | y), for the slope has a slope itself
     mean, variance = torch.tensor([truth(k) for k in labels.tolist()]).double().T
@@ -403,18 +407,20 @@ def test_at_sigma_it_is_asked_at_the_nearest_level_of_its_own_chain(x):
     process, asked = GaussianDiffusion(BETAS), []
     net = lambda x, t: asked.append((x, t.tolist())) or torch.stack([x.sum(1), 0 * x.sum(1)], 1)
     log_p, labels = ClassLogProb(process, net), torch.zeros(5, dtype=torch.long)
-    near = torch.tensor([1e-9, 1.01 * SIGMA[1], 0.99 * SIGMA[7], SIGMA[20], 1e9], dtype=torch.float64)
+    between = ((SIGMA[1] * SIGMA[2]).sqrt() + (SIGMA[1] + SIGMA[2]) / 2) / 2  # in log σ it is the upper one's
+    near = torch.tensor([1e-9, between, 0.99 * SIGMA[7], SIGMA[20], 1e9], dtype=torch.float64)
     log_p.at_sigma(x, near, labels)
     log_p.at_sigma(x, 1.01 * SIGMA[7].item(), labels)
-    assert asked[0][1] == [0, 1, 7, 20, 39] and asked[1][1] == [7] * 5
+    assert asked[0][1] == [0, 2, 7, 20, 39] and asked[1][1] == [7] * 5
     torch.testing.assert_close(asked[0][0], x / (1 + near[:, None] ** 2).sqrt())
 
 
-@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize("label", [-100, -1, 4])
 def test_a_label_that_the_classifier_lacks_is_an_error(x, label):
-    process = GaussianDiffusion(BETAS)
-    with pytest.raises(IndexError, match="out of bounds"):
-        ClassLogProb(process, small_classifier())(x, STEPS, torch.full((5,), label))
+    """Also −100, which torch's cross-entropy would pass over."""
+    process, labels = GaussianDiffusion(BETAS), torch.tensor([0, 1, label, 2, 3])
+    with pytest.raises(ValueError, match=rf"labels=\[0, 1, {label}, 2, 3\]: the classifier knows the classes 0 … 3"):
+        ClassLogProb(process, small_classifier())(x, STEPS, labels)
 
 
 def test_no_parameter_collects_a_gradient_and_the_networks_keep_their_precision(x):
@@ -482,6 +488,7 @@ def test_without_labels_there_is_nowhere_to_lead(x):
         lambda: Guided(process, wave, tell_net=False).reverse(curved, x, STEPS),
         lambda: Guided(process, wave, tell_net=False).believe(curved, x, STEPS),
         lambda: GuidedDenoiser(process.denoiser(curved), wave, tell_net=False)(x, 2.0),
+        lambda: ClassifierFree(told, 2.0)(x, STEPS),
     ):
         with pytest.raises(ValueError, match="labels: guidance leads to a class"):
             ask()
@@ -500,6 +507,16 @@ def test_it_has_what_samplers_ask_a_process_for(x):
 def test_a_process_without_a_gaussian_s_tables_is_refused():
     with pytest.raises(ValueError, match=r"process: .* GaussianDiffusion, no LearnedGaussian"):
         Guided(LearnedGaussian(BETAS), wave)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "made", [partial(Guided, GaussianDiffusion(BETAS), wave), partial(GuidedDenoiser, curved, wave)]
+)
+def test_a_scale_that_is_no_number_is_refused(made, scale):
+    for guide in (made, partial(ClassifierFree, told)):
+        with pytest.raises(ValueError, match=f"scale={scale}: give a finite number"):
+            guide(scale)
 
 
 def test_another_place_for_the_slope_is_refused_where_types_are_not_checked():

@@ -90,7 +90,7 @@ def test_a_network_may_have_learned_a_variance():
         ({"process": EDMConfig(column="vpx")}, "process.column='vpx' is not one of edm, vp, ve, iddpm"),
         ({"process": EDMConfig(training_column="ddpm")}, "process.training_column='ddpm' is not one of edm, vp"),
         ({"process": EDMConfig(column="")}, "process.column='' is not one of edm, vp"),
-        ({"process": EDMConfig("ve", {"sigma_data": 0.5})}, "process.column_options=.*sigma_data"),
+        ({"process": EDMConfig("ve", {"sigma_data": 0.5})}, "'ve' takes sigma_min, .*; leave out sigma_data"),
         ({"process": EDMConfig(column_options={"sigma_data": -1.0})}, "sigma_data=-1.0"),
         ({"process": EDMConfig(steps=0)}, "steps=0"),
     ],
