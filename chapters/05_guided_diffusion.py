@@ -1205,7 +1205,7 @@ for ax, a, b in ((axes[0], 1.0, 0.0), (axes[1], 0.8, 0.6)):
         ticks,
         ticks,
         share,
-        (0.1, 0.3, 0.5, 0.7, 0.9) if b else (0.5,),
+        (0.3, 0.5, 0.7) if b else (0.5,),
         colors=plots.INK,
         linewidths=0.9,
     )
@@ -1219,7 +1219,7 @@ for ax, a, b in ((axes[0], 1.0, 0.0), (axes[1], 0.8, 0.6)):
     assert sure < 0.45 if b else sure > 0.99
 for ax, name in (
     (axes[0], "data, and where $p(y\\,|\\,x_0)=0.5$"),
-    (axes[1], "$x_t=0.8\\,x_0+0.6\\,\\epsilon$, and levels of $p(y\\,|\\,x_t)$"),
+    (axes[1], "$0.8\\,x_0+0.6\\,\\epsilon$, levels of $p(y\\,|\\,x_t)$"),
 ):
     ax.set_title(name, loc="center", fontweight="normal", fontsize=9.5)
 axes[0].legend(fontsize=7.5, loc="lower right")
@@ -2000,10 +2000,9 @@ plt.show()
 # guided chain, the guided ODE and the tilted density have
 #
 # $$\begin{aligned}
-# \text{chain:}\quad &m=\Big[1-\Big(\frac{r^2}{1+r^2}\Big)^{s}\Big]\,y,&
-# V&=\frac{r^2-r^{4s}(1+r^2)^{1-2s}}{2s-1}\\
-# \text{ODE:}\quad &m=s\,r^s\,y\int_0^1\frac{dv}{(1+r^2-v^2)^{1+s/2}},& V&=\Big(\frac{r^2}{1+r^2}\Big)^{s}\\
-# \text{density:}\quad &m=\frac{s}{s+r^2}\,y,&V&=\frac{r^2}{s+r^2}
+# \text{chain:}\ \ &m=\Big[1-\Big(\frac{r^2}c\Big)^{s}\Big]\,y,&V&=\frac{r^2-r^{4s}c^{1-2s}}{2s-1}\\
+# \text{ODE:}\ \ &m=s\,r^s\,y\int_0^1\frac{dv}{(c-v^2)^{1+s/2}},\ &V&=\Big(\frac{r^2}c\Big)^{s}\\
+# \text{density:}\ \ &m=\frac{s}{s+r^2}\,y,&V&=\frac{r^2}{s+r^2}
 # \end{aligned}\tag{5.16}\label{eq:5-16}$$
 #
 # (At $s=\tfrac12$ the first $V$ is a limit, $r^2\log(1+1/r^2)$.) At $s=1$ the three lines are one. For $s>1$ each has

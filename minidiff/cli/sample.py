@@ -214,6 +214,6 @@ def conditions(net: nn.Module, guide: Guide | None, description: Description, op
             raise ValueError(f"--low-res {options.low_res}: images {small.shape}, {factor} times smaller are wanted.")
         cond["low_res"] = encode(small.read(0, options.n), small.levels)
         drawn = labels_of(options.low_res)
-        if "labels" in cond and drawn is not None and not named:
+        if "labels" in cond and drawn is not None and not options.classes:
             cond |= classes_of(net, range(options.n), drawn[: options.n])
     return cond

@@ -63,7 +63,7 @@ def test_edm_starts_at_its_own_width(minidiff):
     assert minidiff("interpolate", "digits-edm", "--seeds", 1, 2, "-n", 2, "--steps", 4).code == 0
     model, _ = load("digits-edm")
     start = draw(model.process.prior, per_image_noise([1, 2], (1, 8, 8))(0))
-    assert_drawn(arrays("*-heun-steps4-1-2-n3.npz")["arr_0"], heun(model.process, model.net, start, steps=4))
+    assert_drawn(arrays("*-heun-steps4-1-2-n2.npz")["arr_0"], heun(model.process, model.net, start, steps=4))
 
 
 def test_a_class_is_one_for_all(minidiff):

@@ -22,6 +22,7 @@ from minidiff import (
     harmonic_betas,
     heun,
     linear_betas,
+    ode,
     per_image_noise,
     rk2,
     sde,
@@ -86,7 +87,7 @@ def test_any_sampler_can_lead_down_and_images_stay_those_of_their_seeds(net):
 
 
 SOLVERS = {
-    "euler": partial(heun, solver="euler"),
+    "euler": lambda process, net, start, noise: ode(process.denoiser(net), start, process.path, 6, "euler"),
     "heun": heun,
     "rk2": lambda process, net, start, noise: rk2(process.denoiser(net), start, process.path, 6, 0.5),
     "dpmpp": lambda process, net, start, noise: dpmpp(process.denoiser(net), start, process.path, 6),
