@@ -4090,6 +4090,9 @@ assert far["long E"].max() < 0.5 * far["long F"].min()
 assert gaps["E"].max() < new / known < gaps["long E"].min()
 assert gaps["long F"].max() < new / known
 assert round(ablation["images"]["long E"] / len(md.digits())) == 93
+# the paper's 200 million images: against long F's, and looks at each picture of CIFAR-10
+assert abs(2e8 / ablation["images"]["long F"] / 1500 - 1) < 0.01
+assert 2e8 / 50_000 == 4000 and 4000 * plain["F"] / ablation["images"]["F"] > 1000
 
 # %% [markdown]
 # Sorted by the plain digits the rows come in pairs: F draws about as well as short E, and long F as E. To the samples
