@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minidiff import Description, Images, processes, recipe
-from minidiff.training import Execution, State, begin, distributed, process_group, time_sampler, train
+from minidiff.processes import process_group
+from minidiff.training import Execution, State, begin, distributed, time_sampler, train
 from minidiff.training.loop import train_step
 
 BATCH = 16  # denoising-diffusion-pytorch takes no less

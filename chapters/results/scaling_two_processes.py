@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 import minidiff as md
-from minidiff.training import process_group, rank
+from minidiff.processes import process_group, rank
 
 BATCHES, ROUNDS, STEPS, WARM_UP = (8, 16, 32, 64, 128), 2, 30, 5
 BYTES = tuple(4 * 4**k for k in range(2, 11))  # from 64 bytes to 4 MiB

@@ -18,6 +18,7 @@ from minidiff.cli.watch import grids_every, is_first, samples, say, train_with_b
 from minidiff.data import Images, Points, Shards, load_data
 from minidiff.diffusion import NoisyClassifier
 from minidiff.pretrained import load
+from minidiff.processes import process_group
 from minidiff.recipes import recipe
 from minidiff.training import (
     ClassifierConfig,
@@ -77,7 +78,7 @@ def run(argv: list[str]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{twice[0]} is named twice: name each recipe once.")
     device = choose_device(chosen[0][0].device)
-    with training.process_group(device):
+    with process_group(device):
         jobs = [(options, *prepare(config, options, device)) for options, config in chosen]  # refusals come first
         for options, state, description, images in jobs:
             grids = None

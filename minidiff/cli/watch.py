@@ -16,6 +16,7 @@ from minidiff.cli.info import scaled
 from minidiff.cli.samplers import choose_sampler
 from minidiff.data import Images, Points
 from minidiff.diffusion import EDM, GaussianDiffusion
+from minidiff.processes import rank
 from minidiff.sampling import generate
 from minidiff.training import Description, Model, State
 
@@ -83,7 +84,7 @@ def terminated() -> Iterator[Callable[[], bool]]:
 
 def is_first() -> bool:
     """Whether this is the one process, or torchrun's first."""
-    return training.rank() == 0
+    return rank() == 0
 
 
 def say(line: str) -> None:

@@ -42,7 +42,9 @@ class ClassLogProb:
         """
         logits = call_network(self.net, x, self.process.fed[t], {})
         if not ((labels >= 0) & (labels < logits.shape[1])).all():
-            raise ValueError(f"labels={labels.tolist()}: the classifier knows the classes 0 … {logits.shape[1] - 1}.")
+            raise ValueError(
+                f"labels={labels.unique().tolist()}: the classifier knows the classes 0 … {logits.shape[1] - 1}."
+            )
         return -F.cross_entropy(logits, labels, reduction="none")
 
     def at_sigma(self, x: Data, sigma: Tensor | float, labels: Labels) -> PerExample:

@@ -1,7 +1,5 @@
 """From data to a checkpoint."""
 
-from minidiff.processes import process_group, rank
-
 from .build import Model, build, time_sampler
 from .checkpoint import Description, load_model, newest, read_description
 from .config import (

@@ -125,6 +125,9 @@ def test_what_is_known_stays_and_the_hole_is_filled_in_several_ways(minidiff, ru
     assert (found[:, :, :5] == pixels[:, :5].numpy()).all() and told["seeds"].tolist() == [2, 3, 4, 5]
     assert (found[0, :, 5:] != found[1, :, 5:]).any() and (told["hole"][0] == hole.numpy()).all()
 
+    assert minidiff("inpaint", run, image, "--mask", mask, "-n", 4, "--seed", 2, "--weights", "model").code == 0
+    assert len(list(Path("samples").glob("inpainted-*-image-mask-seed2-n4.npz"))) == 2  # of other weights, another file
+
     (model, _), noise = load(run), per_image_noise([2, 3, 4, 5], (1, 8, 8))
     x = encode(pixels[None], 17).double()
     posterior = Posterior(model.process, known(x, hole[None] == 0, model.process))

@@ -12,7 +12,8 @@ import tiny
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from minidiff import GaussianConfig, UniformTimes, processes, train
-from minidiff.training import Execution, State, begin, distributed, process_group
+from minidiff.processes import process_group
+from minidiff.training import Execution, State, begin, distributed
 from minidiff.training.loop import train_step
 
 
